@@ -1,0 +1,18 @@
+"""An ahead-of-time compiler for language models on Apache TVM, with a minimal runtime."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .serve.engine import MLCEngine
+
+__version__ = "0.1.0"
+__all__ = ["MLCEngine", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the public names on first use, so that ``import mlc_llm`` costs nothing."""
+    if name == "MLCEngine":
+        from .serve.engine import MLCEngine
+
+        return MLCEngine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,212 @@
+"""The contract between compiler and runtime: `mlc-chat-config.json`, `tensor-cache.json`, the library's `_metadata`."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import ModelFileError
+
+CHAT_CONFIG_NAME = "mlc-chat-config.json"
+TENSOR_CACHE_NAME = "tensor-cache.json"
+TENSOR_CACHE_OLD_NAME = "ndarray-cache.json"
+MAX_JSON_BYTES = 256 << 20  # bounds what is read before it is parsed
+
+
+class TokenizerInfo(BaseModel):
+    """How token strings become text (MLC's `tokenizer_info`)."""
+
+    model_config = ConfigDict(extra="allow")
+    token_postproc_method: Literal["byte_fallback", "byte_level", "raw"] = "byte_fallback"
+    prepend_space_in_encode: bool = False
+    strip_space_in_decode: bool = False
+
+
+class ChatConfig(BaseModel):
+    """`mlc-chat-config.json`, MLC's schema 0.1.0 plus `prompt_format`."""
+
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+    version: str = "0.1.0"
+    model_type: str
+    quantization: str
+    architecture: dict[str, Any] = Field(alias="model_config")
+    vocab_size: int = Field(gt=0)
+    context_window_size: int
+    sliding_window_size: int = -1
+    prefill_chunk_size: int
+    attention_sink_size: int = -1
+    tensor_parallel_shards: int = 1
+    pipeline_parallel_stages: int = 1
+    active_vocab_size: int | None = None
+    temperature: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    top_p: float = 1.0
+    tokenizer_files: list[str] = []
+    tokenizer_info: TokenizerInfo | None = None
+    conv_template: dict[str, Any] | None = None
+    # Ours: which of the folder's two prompt formats is authoritative. Absent in folders that MLC published:
+    # then `conv_template` is used where it is an object, else the tokenizer's Jinja template.
+    prompt_format: Literal["jinja", "conv_template"] | None = None
+    pad_token_id: int = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] = 2
+    model_task: str = "chat"
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(by_alias=True, exclude_none=False), indent=2, ensure_ascii=False) + "\n"
+
+
+class TensorRecord(BaseModel):
+    """One tensor inside a shard: raw little-endian bytes at `byteOffset`."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    shape: list[int]
+    dtype: str
+    format: str = "f32-to-bf16"
+    nbytes: int = Field(ge=0)
+    byteOffset: int = Field(ge=0)  # noqa: N815 - MLC's spelling
+
+
+class ShardRecord(BaseModel):
+    """One `params_shard_*.bin` file."""
+
+    model_config = ConfigDict(extra="allow")
+    dataPath: str  # noqa: N815 - MLC's spelling
+    format: str = "raw-shard"
+    nbytes: int = Field(ge=0)
+    md5sum: str | None = None
+    records: list[TensorRecord]
+
+
+class TensorCache(BaseModel):
+    """`tensor-cache.json` (older folders: `ndarray-cache.json`)."""
+
+    metadata: dict[str, Any] = {}
+    records: list[ShardRecord]
+
+
+class Preproc(BaseModel):
+    """A function of the library that turns a parameter as stored into the layout that its kernels read.
+
+    Called as `func(stored_parameter, packed_parameter)`: destination-passing, both tensors on the device.
+    """
+
+    func_name: str
+    in_shape: list[int]
+    out_shape: list[int]
+    out_dtype: str
+
+
+class ParamMetadata(BaseModel):
+    """A parameter of the library in MLC's at-rest naming, shape and dtype; `preprocs` are applied in order at load."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    preprocs: list[Preproc] = []
+
+
+class KVCacheMetadata(BaseModel):
+    """Geometry of the paged KV cache. `dtype` is the storage type of keys and values."""
+
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    dtype: str = "float16"
+    page_size: int = 16
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of keys and values that one token takes over all layers."""
+        itemsize = 4 if self.dtype == "float32" else 2
+        return self.num_hidden_layers * 2 * self.num_key_value_heads * self.head_dim * itemsize
+
+
+class LibraryMetadata(BaseModel):
+    """What a model library says of itself (`_metadata()` returns it as JSON): MLC's fields plus ours."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    model_type: str
+    quantization: str
+    context_window_size: int
+    sliding_window_size: int = -1
+    attention_sink_size: int = -1
+    prefill_chunk_size: int
+    tensor_parallel_shards: int = 1
+    pipeline_parallel_stages: int = 1
+    disaggregation: bool = False
+    kv_state_kind: Literal["kv_cache", "rnn_state", "hybrid", "none"] = "kv_cache"
+    max_batch_size: int
+    vocab_size: int
+    active_vocab_size: int
+    model_task: str = "chat"
+    kv_cache: KVCacheMetadata
+    params: list[ParamMetadata]
+    memory_usage: dict[str, int] = {}
+    # Ours:
+    package_version: str
+    tvm_version: str
+    device: str  # the --device name, as "cpu"
+    target: dict[str, Any]  # TVM target as JSON, as {"kind": "llvm", "mcpu": "znver4", ...}
+    cpu_features: list[str] = []  # instruction sets the host code needs, in /proc/cpuinfo's spelling
+    host_triple: str  # as "x86_64-linux-gnu"
+    model_hash: str  # model_hash() of the folder this library was compiled for
+
+
+# What of a model's configuration is compiled into a library. Sampling defaults, templates and tokenizers are not.
+_HASHED_FIELDS = ("model_type", "quantization", "context_window_size", "sliding_window_size", "attention_sink_size",
+                  "prefill_chunk_size", "vocab_size")  # fmt: skip
+
+
+def model_hash(config: ChatConfig) -> str:
+    """Hash of the parts of a folder's config that a library is specialised to: sha256, 16 hex digits."""
+    fields = {name: getattr(config, name) for name in _HASHED_FIELDS}
+    text = json.dumps({"architecture": config.architecture, **fields}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Parse a bounded JSON file. Raises ModelFileError in one line."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise ModelFileError(f"{path} has {size} bytes; a {what} has at most {MAX_JSON_BYTES}")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelFileError(f"{path} is missing: expected a {what}") from None
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} is not valid JSON ({error}): expected a {what}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints, as `field: message`."""
+    problem = error.errors()[0]
+    return f"{'.'.join(str(part) for part in problem['loc']) or 'top level'}: {problem['msg']}"
+
+
+def load_chat_config(folder: Path) -> ChatConfig:
+    """Read and check `mlc-chat-config.json` of a model folder. Raises ModelFileError."""
+    path = folder / CHAT_CONFIG_NAME
+    try:
+        return ChatConfig.model_validate(read_json(path, "model configuration (run `mlc compile` to make one)"))
+    except ValidationError as error:
+        raise ModelFileError(f"{path}: {first_problem(error)}") from None
+
+
+def load_tensor_cache(folder: Path) -> tuple[Path, TensorCache]:
+    """Read the folder's weight index under its new or its old name. Raises ModelFileError."""
+    path = folder / TENSOR_CACHE_NAME
+    if not path.exists() and (folder / TENSOR_CACHE_OLD_NAME).exists():
+        path = folder / TENSOR_CACHE_OLD_NAME
+    try:
+        return path, TensorCache.model_validate(read_json(path, "weight index"))
+    except ValidationError as error:
+        raise ModelFileError(f"{path}: {first_problem(error)}") from None
