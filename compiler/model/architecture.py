@@ -1,0 +1,77 @@
+"""What a model architecture brings: a config, the table of its weights and its modules."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ...runtime.errors import ModelFileError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DEFAULT_PREFILL_CHUNK_SIZE = 2048
+DEFAULT_MAX_BATCH_SIZE = 128
+
+WeightKind = Literal["linear", "embedding", "head", "plain"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter of the model as it is stored.
+
+    `sources` are Hugging Face names whose tensors are concatenated on axis 0 (q, k, v or gate, up) before anything else.
+    `kind` tells the quantization scheme what it may do: only linear, embedding and head weights are ever quantized;
+    then `x.weight` becomes `x.q_weight` and `x.q_scale`.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+    kind: WeightKind = "plain"
+    transform: "Callable[[np.ndarray], np.ndarray] | None" = None
+
+
+class ModelConfig(Protocol):
+    """The part of every architecture's config that the rest of the compiler reads."""
+
+    vocab_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    context_window_size: int
+    sliding_window_size: int
+    attention_sink_size: int
+    prefill_chunk_size: int
+    max_batch_size: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `model_config` object of mlc-chat-config.json; `from_dict` of the architecture reads it back."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A row of the registry. `from_dict` reads Hugging Face's config.json and MLC's `model_config` alike."""
+
+    model_type: str
+    from_dict: Callable[[Mapping[str, Any]], Any]
+    weights: Callable[[Any], list[Weight]]
+    build: Callable[..., Any]  # build(config, builder) -> nn.Module; see modules.py
+
+
+def require(config: Mapping[str, Any], name: str, *alternatives: str) -> Any:
+    """The value of a config field under the first of its spellings. Raises ModelFileError that names the field."""
+    for key in (name, *alternatives):
+        if config.get(key) is not None:
+            return config[key]
+    raise ModelFileError(f"the model's configuration has no {name!r}: expected it in config.json")
+
+
+def positive_int(config: Mapping[str, Any], name: str, default: int | None = None, *, limit: int = 1 << 24) -> int:
+    """A config field that must be an integer in 1..limit. Raises ModelFileError that names field and value."""
+    value = config.get(name)
+    if value is None:
+        value = require(config, name) if default is None else default
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
+        raise ModelFileError(f"the model's configuration has {name} = {value!r}: expected an integer in 1..{limit}")
+    return value
