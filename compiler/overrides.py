@@ -1,0 +1,127 @@
+"""`--overrides k=v;k=v` and `--opt`: parsed, bounded, applied; what cannot be honoured is refused."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..runtime.errors import UsageError
+
+
+@dataclass(frozen=True)
+class _Range:
+    """The integers that a key accepts: low..high, and -1 for "off" where the key can be turned off."""
+
+    low: int
+    high: int
+    off: bool = False
+
+    def __contains__(self, value: int) -> bool:
+        return self.low <= value <= self.high or (self.off and value == -1)
+
+    def __str__(self) -> str:
+        wanted = str(self.low) if self.low == self.high else f"{self.low}..{self.high}"
+        return f"{wanted} or -1" if self.off else wanted
+
+
+_KEYS = {
+    "context_window_size": _Range(1, 1 << 24),
+    "sliding_window_size": _Range(1, 1 << 24, off=True),
+    "prefill_chunk_size": _Range(1, 1 << 24),
+    "attention_sink_size": _Range(0, 1 << 24, off=True),
+    "max_batch_size": _Range(1, 1 << 16),
+    "tensor_parallel_shards": _Range(1, 1),
+    "pipeline_parallel_stages": _Range(1, 1),
+    "disaggregation": _Range(0, 0),
+}
+# Keys of upstream that this version accepts only in their plain meaning, and the reason it gives.
+_SINGLE = {
+    "tensor_parallel_shards": "the model runs on one device",
+    "pipeline_parallel_stages": "the model runs on one device",
+    "disaggregation": "prefill and decode run in one process",
+}
+
+OPT_LEVELS = ("O0", "O1", "O2", "O3")
+# upstream's flag -> the value that asks for nothing
+_OPT_FLAGS = {
+    "flashinfer": "0",
+    "cublas_gemm": "0",
+    "faster_transformer": "0",
+    "cudagraph": "0",
+    "cutlass": "0",
+    "ipc_allreduce_strategy": "NONE",
+}
+
+
+def _pairs(text: str, flag: str, known: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Split `k=v;k=v`. Raises UsageError for a missing `=`, an unknown key or a key given twice."""
+    pairs: dict[str, str] = {}
+    for item in filter(None, (part.strip() for part in text.split(";"))):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise UsageError(f"{flag} {item!r} has no value: expected key=value;key=value")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"{flag} {key!r} is unknown{hint} Known: {', '.join(known)}")
+        if key in pairs:
+            raise UsageError(f"{flag} gives {key} twice: {pairs[key]} and {value}")
+        pairs[key] = value
+    return list(pairs.items())
+
+
+def parse_overrides(text: str) -> dict[str, int]:
+    """Parse `--overrides`. Raises UsageError naming the key, the value seen and the values wanted."""
+    overrides = {}
+    for key, value in _pairs(text, "--overrides", _KEYS):
+        try:
+            number = int(value) if value.lower() not in ("true", "false") else int(value.lower() == "true")
+        except ValueError:
+            raise UsageError(f"--overrides {key}={value!r} is not an integer: expected {_KEYS[key]}") from None
+        if number not in _KEYS[key]:
+            why = f" ({_SINGLE[key]} in this version)" if key in _SINGLE else ""
+            raise UsageError(f"--overrides {key}={value} is out of range: expected {_KEYS[key]}{why}")
+        overrides[key] = number
+    return overrides
+
+
+def trained_context(config: Mapping[str, Any]) -> int | None:
+    """The longest context a model's rotary embedding is made for: its positions, stretched by rope scaling."""
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int):
+        return None
+    scaling = config.get("rope_scaling") or {}
+    factor, original = scaling.get("factor", 1.0), scaling.get("original_max_position_embeddings", positions)
+    return max(positions, int(factor * original))
+
+
+def check_applied(overrides: Mapping[str, int], config: Mapping[str, Any]) -> None:
+    """Compare what was asked with `config`, the architecture's config read with the overrides in it.
+
+    Raises UsageError where the model cannot take a value, so that no override is ever dropped in silence.
+    """
+    limit = trained_context(config)
+    for key, value in overrides.items():
+        if key == "context_window_size" and limit is not None and value > limit:
+            raise UsageError(f"--overrides {key}={value} is out of range: this model has positions for 1..{limit}")
+        if key == "prefill_chunk_size" and value > config["context_window_size"]:
+            raise UsageError(f"--overrides {key}={value} is out of range: expected 1..{config['context_window_size']}, "
+                             "the context window")  # fmt: skip
+        if config.get(key, value) != value:
+            raise UsageError(f"--overrides {key}={value}: this model has {key} = {config[key]} and cannot change it")
+
+
+def parse_opt(text: str, device: str) -> str:
+    """Parse `--opt`: a level, or upstream's flags. Returns the level.
+
+    The flags name CUDA libraries, so their "off" values are accepted and anything else is refused. Raises UsageError.
+    """
+    if text in OPT_LEVELS:
+        return text
+    if "=" not in text:
+        raise UsageError(f"--opt {text!r} is unknown: expected {', '.join(OPT_LEVELS)}")
+    for key, value in _pairs(text, "--opt", _OPT_FLAGS):
+        if value != _OPT_FLAGS[key]:
+            raise UsageError(f"--opt {key}={value} has no meaning on {device}: "
+                             f"expected {key}={_OPT_FLAGS[key]}, or a level as --opt O2")  # fmt: skip
+    return "O2"

@@ -1,0 +1,38 @@
+"""What the compile driver tells whoever watches it: a bar, a log, a test. The default says nothing."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Calls arrive in order and from one thread: a stage begins, advances, and ends where the next one begins."""
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """A stage begins. `total` counts its units (bytes of weights), None where nobody knows."""
+
+    def advance(self, amount: int, what: str = "") -> None:
+        """`amount` more units of the stage are done; `what` names the thing at hand, as a tensor."""
+
+    def skip(self, name: str, why: str) -> None:
+        """A stage is left out, as "weights": "up to date"."""
+
+    def note(self, text: str) -> None:
+        """One line that the user should see, as "another mlc compile is writing dist/x: waiting"."""
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        pass
+
+    def advance(self, amount: int, what: str = "") -> None:
+        pass
+
+    def skip(self, name: str, why: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+SILENT = Silent()
