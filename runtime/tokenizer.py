@@ -1,0 +1,99 @@
+"""Text to tokens and back, for one model folder."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+
+from .detokenizer import StreamingDetokenizer
+from .errors import RequestError
+from .token_text import Piece, TextRule, read_text_rule
+from .tokenizer_files import load_backend
+
+
+class Tokenizer:
+    """The tokenizer of a model. Safe to use from several threads."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        # Some files ask for truncation or padding, meant for training; a prompt is never cut silently.
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._pieces: dict[int, Piece] = {}
+        self.special_ids = frozenset(
+            token for token, added in backend.get_added_tokens_decoder().items() if added.special
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """Read the tokenizer of a model folder: tokenizer.json, else tokenizer.model, else vocab.json + merges.txt.
+
+        Raises ModelFileError.
+        """
+        return cls(load_backend(folder))
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the highest token id; a model's vocabulary may be larger (padded), never smaller."""
+        return 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @cached_property
+    def rule(self) -> TextRule:
+        """How tokens become text. Raises ModelFileError when that cannot be done token by token."""
+        return read_text_rule(self._backend)
+
+    def encode(self, text: str, add_special_tokens: bool = False, parse_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`.
+
+        `add_special_tokens` adds what the tokenizer puts around a text, as <s>. Special tokens spelled out in the
+        text become that token, as chat templates need; without `parse_special_tokens` they are plain text.
+        Raises RequestError for text that is not Unicode.
+        """
+        backend = self._backend if parse_special_tokens else self._literal_backend
+        try:
+            return backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError:
+            position = next(i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff")
+            raise RequestError(
+                f"the text has the lone surrogate U+{ord(text[position]):04X} at character {position}; "
+                "it must be valid Unicode",
+                code="invalid_value",
+            ) from None
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of `ids`; ids outside the vocabulary add nothing. The same text as when it is streamed."""
+        detokenizer = StreamingDetokenizer(self, skip_special_tokens)
+        return detokenizer.put(ids) + detokenizer.finish()
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its string in the vocabulary, as "<|im_end|>"; None if there is no such token."""
+        return self._backend.token_to_id(token)
+
+    def piece(self, token: int, first: bool) -> Piece | None:
+        """What a token adds to a text, `first` when the text begins with it; None for an id outside the vocabulary."""
+        if not first and token in self._pieces:
+            return self._pieces[token]
+        string = self._backend.id_to_token(token) if 0 <= token < 2**32 else None
+        if string is None:
+            return None
+        piece = self.rule.piece(string, first)
+        if not first:
+            self._pieces[token] = piece
+        return piece
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for inside a text; empty for an id outside the vocabulary."""
+        piece = self.piece(token, False) or b""
+        return piece.encode() if isinstance(piece, str) else piece
+
+    def token_text(self, token: int) -> str:
+        """`token_bytes` as text, with U+FFFD for bytes that are only a part of a character."""
+        return self.token_bytes(token).decode("utf-8", "replace")
+
+    @cached_property
+    def _literal_backend(self) -> tokenizers.Tokenizer:
+        # The switch is a property of the whole backend, so that flipping it would disturb other threads.
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.encode_special_tokens = True
+        return backend
