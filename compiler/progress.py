@@ -1,5 +1,6 @@
 """What the compile driver tells whoever watches it: a bar, a log, a test. The default says nothing."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -36,3 +37,16 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+def steps(progress: Progress, total: int) -> Callable[[int, int, str], None]:
+    """A callback for work that reports (done, of how many, what): steps of a stage that has `total` units."""
+    shown = 0
+
+    def report(done: int, count: int, what: str) -> None:
+        nonlocal shown
+        position = done * total // max(count, 1)
+        progress.advance(position - shown, what)
+        shown = position
+
+    return report

@@ -69,14 +69,14 @@ class TensorRecord(BaseModel):
     dtype: str
     format: str = "f32-to-bf16"
     nbytes: int = Field(ge=0)
-    byteOffset: int = Field(ge=0)  # noqa: N815 - MLC's spelling
+    byteOffset: int = Field(ge=0)
 
 
 class ShardRecord(BaseModel):
     """One `params_shard_*.bin` file."""
 
     model_config = ConfigDict(extra="allow")
-    dataPath: str  # noqa: N815 - MLC's spelling
+    dataPath: str
     format: str = "raw-shard"
     nbytes: int = Field(ge=0)
     md5sum: str | None = None
@@ -159,15 +159,28 @@ class LibraryMetadata(BaseModel):
     model_hash: str  # model_hash() of the folder this library was compiled for
 
 
-# What of a model's configuration is compiled into a library. Sampling defaults, templates and tokenizers are not.
-_HASHED_FIELDS = ("model_type", "quantization", "context_window_size", "sliding_window_size", "attention_sink_size",
-                  "prefill_chunk_size", "vocab_size")  # fmt: skip
+# What says which model a configuration is. Sampling defaults, templates and tokenizers do not; nor do the sizes below,
+# which a library may be compiled with others of (`mlc compile FOLDER --overrides`) and whose own are in its metadata.
+_HASHED_FIELDS = ("model_type", "quantization", "vocab_size")
+_SIZES = frozenset(
+    [
+        "context_window_size",
+        "sliding_window_size",
+        "attention_sink_size",
+        "prefill_chunk_size",
+        "max_batch_size",
+        "tensor_parallel_shards",
+        "pipeline_parallel_stages",
+        "disaggregation",
+    ]
+)
 
 
 def model_hash(config: ChatConfig) -> str:
-    """Hash of the parts of a folder's config that a library is specialised to: sha256, 16 hex digits."""
+    """Hash of the parts of a folder's config that identify the model of a library: sha256, 16 hex digits."""
     fields = {name: getattr(config, name) for name in _HASHED_FIELDS}
-    text = json.dumps({"architecture": config.architecture, **fields}, sort_keys=True)
+    architecture = {name: value for name, value in config.architecture.items() if name not in _SIZES}
+    text = json.dumps({"architecture": architecture, **fields}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -1,0 +1,171 @@
+"""The compile driver: source weights to a model folder and its library, all at once or stage by stage."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..runtime.artifact import ChatConfig, load_chat_config
+from .layout import compiled_folder, folder_layout, source_layout
+from .options import DEFAULT_QUANTIZATION, CompileOptions, check_conv_template, check_options
+from .overrides import parse_opt, parse_overrides
+from .plan import CompilePlan, plan
+from .preflight import require_c_compiler
+from .progress import SILENT, Progress
+from .quantization.scheme import get_scheme
+from .stages import build_folder, build_library_file, folder_config, open_model, writing
+from .target.target import resolve_target
+from .weights import WeightSummary, plan_weights
+
+__all__ = [
+    "CompileOptions",
+    "CompilePlan",
+    "CompileResult",
+    "Progress",
+    "compile_library",
+    "compile_model",
+    "convert_weight",
+    "gen_config",
+    "plan",
+]
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What a compilation made. `stages` says of config, weights and library: "built" or "up to date"."""
+
+    folder: Path
+    library: Path
+    model_type: str
+    quantization: str
+    device: str
+    stages: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON values, paths as text."""
+        return {**asdict(self), "folder": str(self.folder), "library": str(self.library)}
+
+
+def compile_model(options: CompileOptions, progress: Progress = SILENT) -> CompileResult:
+    """Run every stage that is not up to date; of a compiled folder, only the library.
+
+    Raises UsageError for options, ModelFileError for the model's files, EngineError for this machine (no C compiler,
+    disk full). Whatever ends a stage leaves what was there before.
+    """
+    checked = check_options(options)
+    require_c_compiler()
+    folder = compiled_folder(options.model)
+    if folder is not None:
+        layout = folder_layout(folder, checked)
+        config = folder_config(folder, options.quantization, checked.overrides)
+        stages = {}
+    else:
+        scheme = checked.scheme or get_scheme(DEFAULT_QUANTIZATION)
+        model = open_model(options.model, checked.model_type, checked.overrides, progress)
+        layout = source_layout(model.source.name, scheme.name, checked)
+        with writing(layout.folder, progress):
+            stages = build_folder(
+                model,
+                scheme,
+                layout.folder,
+                conv_template=checked.conv_template,
+                overrides=checked.overrides,
+                force=checked.force,
+                progress=progress,
+            )
+        config = load_chat_config(layout.folder)
+    stages["library"] = build_library_file(
+        config,
+        layout.library,
+        checked.target,
+        opt=checked.opt,
+        debug_dump=checked.debug_dump,
+        force=checked.force,
+        progress=progress,
+    )
+    return CompileResult(
+        layout.folder, layout.library, config.model_type, config.quantization, checked.target.device, stages
+    )
+
+
+def compile_library(
+    folder: Path,
+    output: Path,
+    *,
+    device: str = "auto",
+    overrides: str = "",
+    opt: str = "O2",
+    host: str = "auto",
+    debug_dump: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Compile the library of a compiled model folder to `output`, unless it is up to date. Returns `output`.
+
+    Raises UsageError, ModelFileError, EngineError.
+    """
+    target = resolve_target(device, host)
+    config = folder_config(folder, None, parse_overrides(overrides))
+    build_library_file(
+        config,
+        output,
+        target,
+        opt=parse_opt(opt, target.device),
+        debug_dump=debug_dump,
+        force=False,
+        progress=progress or SILENT,
+    )
+    return output
+
+
+def convert_weight(
+    model: str, quantization: str, output: Path, *, model_type: str = "auto", progress: Progress = SILENT
+) -> WeightSummary:
+    """Write only the quantized weights of MODEL to the folder `output`.
+
+    Raises UsageError, ModelFileError, EngineError.
+    """
+    scheme = get_scheme(quantization)
+    opened = open_model(model, model_type, {}, progress)
+    with writing(output, progress):
+        build_folder(
+            opened,
+            scheme,
+            output,
+            conv_template=None,
+            overrides={},
+            force=True,
+            progress=progress,
+            stages=("weights",),
+        )
+    return plan_weights(opened.weights, scheme)
+
+
+def gen_config(
+    model: str,
+    quantization: str,
+    output: Path,
+    *,
+    conv_template: str | None = None,
+    model_type: str = "auto",
+    overrides: str = "",
+    progress: Progress = SILENT,
+) -> ChatConfig:
+    """Write only `mlc-chat-config.json` and the tokenizer files of MODEL to the folder `output`.
+
+    `conv_template` None takes the model's own chat template. Raises UsageError, ModelFileError, EngineError.
+    """
+    scheme = get_scheme(quantization)
+    check_conv_template(conv_template)
+    parsed = parse_overrides(overrides)
+    opened = open_model(model, model_type, parsed, progress)
+    with writing(output, progress):
+        build_folder(
+            opened,
+            scheme,
+            output,
+            conv_template=conv_template,
+            overrides=parsed,
+            force=True,
+            progress=progress,
+            stages=("config",),
+        )
+    return load_chat_config(output)

@@ -1,0 +1,63 @@
+"""Where a compilation puts things: the model folder and its library.
+
+mlc compile MODEL                dist/<name>-<quantization>-MLC/   dist/libs/<name>-<quantization>-<device>.so
+mlc compile MODEL -o out         out/                              out/<name>-<quantization>-<device>.so
+mlc compile MODEL -o x.so        dist/<name>-<quantization>-MLC/   x.so
+mlc compile out                  (as it is)                        where it was, else <out>/../libs/<out>-<device>.so
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..runtime.artifact import CHAT_CONFIG_NAME
+from ..runtime.errors import UsageError
+from .options import CheckedOptions
+
+DIST = Path("dist")
+_FOLDER_SUFFIX = "-MLC"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The two results of a compilation."""
+
+    folder: Path
+    library: Path
+
+
+def compiled_folder(model: str) -> Path | None:
+    """The model folder that MODEL names, as itself or by its mlc-chat-config.json; None where it is a source."""
+    path = Path(model).expanduser()
+    if path.name == CHAT_CONFIG_NAME and path.is_file():
+        return path.parent
+    return path if (path / CHAT_CONFIG_NAME).is_file() else None
+
+
+def source_layout(name: str, quantization: str, options: CheckedOptions) -> Layout:
+    """Where a source model called `name` goes. Raises UsageError where that is the source itself."""
+    stem = f"{re.sub(r'[^A-Za-z0-9._+-]+', '-', name).strip('.-') or 'model'}-{quantization}"
+    library = f"{stem}-{options.target.device}.so"
+    if options.output is not None and not options.names_library:
+        if options.output.exists() and Path(options.model).expanduser().exists():
+            source = Path(options.model).expanduser().resolve()
+            if options.output.resolve() in (source, source.parent if source.is_file() else source):
+                raise UsageError(f"-o {options.output} is the folder of the source weights: choose another folder")
+        return Layout(options.output, options.output / library)
+    default = DIST / "libs" / library
+    return Layout(DIST / f"{stem}{_FOLDER_SUFFIX}", options.output if options.output is not None else default)
+
+
+def folder_layout(folder: Path, options: CheckedOptions) -> Layout:
+    """Where the library of a compiled folder goes. Raises UsageError for -o with another folder."""
+    if options.output is not None:
+        if not options.names_library:
+            raise UsageError(f"-o {options.output}: {folder} is compiled already and only its library is built: "
+                             "name a .so file")  # fmt: skip
+        return Layout(folder, options.output)
+    stem = folder.resolve().name.removesuffix(_FOLDER_SUFFIX)
+    inside = sorted(folder.glob(f"*-{options.target.device}.so"))
+    if len(inside) == 1:
+        return Layout(folder, inside[0])
+    parent = folder.parent if folder.name not in ("", "..") else folder.resolve().parent
+    return Layout(folder, parent / "libs" / f"{stem}-{options.target.device}.so")

@@ -1,0 +1,262 @@
+"""The stages of a compilation, each one skipped where its stamp says that it would make the same again."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..runtime.artifact import CHAT_CONFIG_NAME, ChatConfig, load_chat_config, model_hash
+from ..runtime.errors import ModelFileError
+from . import stamps
+from .chat_config import make_chat_config
+from .locks import locked
+from .model.registry import get_architecture
+from .overrides import check_applied
+from .preflight import explained, require_c_compiler
+from .progress import steps
+from .source import open_source
+from .source.source import write_file
+from .stamps import STAMP_NAME
+from .weights import convert_weights, plan_weights
+
+if TYPE_CHECKING:
+    from .model.architecture import Architecture, ModelConfig, Weight
+    from .progress import Progress
+    from .quantization.scheme import Scheme
+    from .source import Progress as DownloadProgress
+    from .source import Source
+    from .target.target import CompileTarget
+
+LOCK_NAME = ".mlc-lock"
+_STAGING_PREFIX = ".mlc-staging-"
+_LIBRARY_STEPS = 100
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A source with the architecture that its config names, and that config with the overrides in it."""
+
+    source: "Source"
+    model_type: str
+    architecture: "Architecture"
+    config: "ModelConfig"
+
+    @property
+    def weights(self) -> "list[Weight]":
+        return self.architecture.weights(self.config)
+
+
+def open_model(model: str, model_type: str, overrides: Mapping[str, int], progress: "Progress") -> OpenModel:
+    """Open MODEL, downloading it where it is a name. Raises ModelFileError, UsageError."""
+    source = open_source(model, progress=_downloads(progress))
+    named = source.config.get("model_type") if model_type == "auto" else model_type
+    if not isinstance(named, str):
+        raise ModelFileError(f"{source.name}: config.json has model_type = {named!r}: name it with --model-type")
+    architecture = get_architecture(named)
+    return OpenModel(source, named, architecture, read_config(architecture, source.config, overrides))
+
+
+def read_config(
+    architecture: "Architecture", published: Mapping[str, Any], overrides: Mapping[str, int]
+) -> "ModelConfig":
+    """The architecture's config with the overrides in it. Raises UsageError for one that the model cannot take."""
+    config: ModelConfig = architecture.from_dict({**published, **overrides})
+    check_applied(overrides, config.to_dict())
+    return config
+
+
+def _downloads(progress: "Progress") -> "DownloadProgress":
+    """A callback for downloads: a stage for each thing that is fetched."""
+    reports: dict[str, Callable[[int, int, str], None]] = {}
+
+    def report(done: int, total: int, what: str) -> None:
+        if what not in reports:
+            progress.stage(f"download {what}", total or None)
+            reports[what] = steps(progress, total)
+        reports[what](done, total, "")
+
+    return report
+
+
+@contextmanager
+def writing(folder: Path, progress: "Progress") -> "Iterator[None]":
+    """Hold the model folder for one compilation; a folder that stays empty is removed. Raises EngineError."""
+    made = not folder.exists()
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(folder / LOCK_NAME, folder, progress):
+                for left in folder.glob(f"{_STAGING_PREFIX}*"):  # by a process that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                yield
+        finally:
+            if made and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def build_folder(
+    model: OpenModel,
+    scheme: "Scheme",
+    folder: Path,
+    *,
+    conv_template: str | None,
+    overrides: Mapping[str, int],
+    force: bool,
+    progress: "Progress",
+    stages: tuple[str, ...] = ("config", "weights"),
+) -> dict[str, str]:
+    """Make the model folder, which the caller holds by `writing`. Returns what was done, by stage.
+
+    The configuration is made first, so that what is wrong with it shows at once, and put into place last: a folder
+    that has one is complete.
+    """
+    done = {}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_STAGING_PREFIX) as temporary:
+        staged = None
+        if "config" in stages:
+            key = config_key(model, scheme, conv_template, overrides)
+            if not force and _config_is_current(folder, key):
+                progress.skip("config", "up to date")
+                done["config"] = "up to date"
+            else:
+                progress.stage("config")
+                staged = _stage_config(model, scheme, Path(temporary), conv_template, progress)
+        if "weights" in stages:
+            done["weights"] = _build_weights(model, scheme, folder, force, progress)
+        if staged is not None:
+            _install(Path(temporary), staged, folder)
+            stamps.write_stamp(folder / STAMP_NAME, "config", {"key": key, "files": [*staged, CHAT_CONFIG_NAME]})
+            done["config"] = "built"
+    return done
+
+
+def config_key(model: OpenModel, scheme: "Scheme", conv_template: str | None, overrides: Mapping[str, int]) -> str:
+    """What mlc-chat-config.json and the tokenizer files depend on."""
+    return stamps.key(
+        source=model.source.fingerprint,
+        model_type=model.model_type,
+        quantization=scheme.name,
+        conv_template=conv_template,
+        overrides=dict(overrides),
+        code=stamps.code_digest("chat_config.py", "tokenizer_info.py", "source", "model"),
+    )
+
+
+def weights_key(model: OpenModel, scheme: "Scheme") -> str:
+    """What the shards depend on."""
+    return stamps.key(
+        source=model.source.fingerprint,
+        model_type=model.model_type,
+        quantization=scheme.name,
+        code=stamps.code_digest("weights.py", "shards.py", "quantization", "source", "model"),
+    )
+
+
+def library_key(config: ChatConfig, target: "CompileTarget", opt: str) -> str:
+    """What a library depends on; the whole of the architecture, not only what identifies the model."""
+    return stamps.key(
+        model_hash=model_hash(config),
+        architecture=config.architecture,
+        target=target.attributes,
+        host=target.host_triple,
+        opt=opt,
+        tvm=stamps.tvm_version(),
+        code=stamps.code_digest("."),
+    )
+
+
+def _config_is_current(folder: Path, key: str) -> bool:
+    stamp = stamps.read_stamps(folder / STAMP_NAME).get("config", {})
+    return stamp.get("key") == key and stamps.files_present(folder, stamp.get("files"))
+
+
+def _stage_config(
+    model: OpenModel, scheme: "Scheme", staging: Path, conv_template: str | None, progress: "Progress"
+) -> list[str]:
+    """Write tokenizer files and configuration to the staging folder; the tokenizer files' names."""
+    names = model.source.write_tokenizer(staging)
+    config = make_chat_config(
+        model.source,
+        model.model_type,
+        model.config,
+        scheme.name,
+        staging,
+        names,
+        conv_template=conv_template,
+        progress=progress,
+    )
+    write_file(staging / CHAT_CONFIG_NAME, config.to_json().encode())
+    return names
+
+
+def _install(staging: Path, tokenizer_files: list[str], folder: Path) -> None:
+    """Move what was staged into the folder, the configuration last; tokenizer files of an earlier model go."""
+    old = stamps.read_stamps(folder / STAMP_NAME).get("config", {}).get("files", [])
+    with explained(folder):
+        (folder / CHAT_CONFIG_NAME).unlink(missing_ok=True)
+        for name in set(old) - set(tokenizer_files) - {CHAT_CONFIG_NAME}:
+            (folder / Path(name).name).unlink(missing_ok=True)
+        for name in [*tokenizer_files, CHAT_CONFIG_NAME]:
+            (staging / name).replace(folder / name)
+
+
+def _build_weights(model: OpenModel, scheme: "Scheme", folder: Path, force: bool, progress: "Progress") -> str:
+    key = weights_key(model, scheme)
+    stamp = stamps.read_stamps(folder / STAMP_NAME).get("weights", {})
+    if not force and stamp.get("key") == key and stamps.weights_present(folder):
+        progress.skip("weights", "up to date")
+        return "up to date"
+    summary = plan_weights(model.weights, scheme)
+    progress.stage("weights", summary.file_bytes)
+    stamps.write_stamp(folder / STAMP_NAME, "weights", None)
+    convert_weights(model.source, model.weights, scheme, folder, progress=steps(progress, summary.file_bytes))
+    stamps.write_stamp(folder / STAMP_NAME, "weights", {"key": key})
+    return "built"
+
+
+def folder_config(folder: Path, quantization: str | None, overrides: Mapping[str, int]) -> ChatConfig:
+    """The configuration of a compiled folder, with overrides in it. Raises ModelFileError, UsageError."""
+    config = load_chat_config(folder)
+    if quantization not in (None, config.quantization):
+        raise ModelFileError(f"{folder} is quantized as {config.quantization}, not {quantization}: "
+                             "compile the source weights again for another quantization")  # fmt: skip
+    if not overrides:
+        return config
+    architecture = read_config(get_architecture(config.model_type), config.architecture, overrides)
+    sizes = ("context_window_size", "sliding_window_size", "prefill_chunk_size", "attention_sink_size")
+    changed = {name: getattr(architecture, name) for name in sizes}
+    return config.model_copy(update={"architecture": architecture.to_dict(), **changed})
+
+
+def build_library_file(
+    config: ChatConfig,
+    output: Path,
+    target: "CompileTarget",
+    *,
+    opt: str,
+    debug_dump: Path | None,
+    force: bool,
+    progress: "Progress",
+) -> str:
+    """Compile the library of a configuration, unless `output` is just that. Returns "built" or "up to date"."""
+    key = library_key(config, target, opt)
+    stamp_path = output.with_name(f".{output.name}.json")
+    with explained(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with locked(output.with_name(f".{output.name}.lock"), output, progress):
+            stamp = stamps.read_stamps(stamp_path).get("library", {})
+            current = stamp.get("key") == key and stamp.get("sha256") == stamps.file_digest(output)
+            if current and not force and debug_dump is None:
+                progress.skip("library", "up to date")
+                return "up to date"
+            require_c_compiler()
+            progress.stage("library", _LIBRARY_STEPS)
+            from .library import build_library
+
+            report = steps(progress, _LIBRARY_STEPS)
+            build_library(config, output, target=target, opt=opt, debug_dump=debug_dump, progress=report)
+            stamps.write_stamp(stamp_path, "library", {"key": key, "sha256": stamps.file_digest(output)})
+            return "built"
