@@ -12,6 +12,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, process
 
 SPACE = "\u2581"  # SentencePiece's mark for a space
 
+_MAX_PIECE_CHARACTERS = 1024  # bounds the work of finding merges, which is quadratic in it
+
 # SentencePiece.Type
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 # TrainerSpec.ModelType
@@ -130,7 +132,10 @@ def _normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
 def _parse_piece(data: bytes) -> VocabularyEntry:
     fields = dict(_fields(data))
     (score,) = struct.unpack("<f", _as_bytes(fields.get(2, b"\0\0\0\0")))
-    return VocabularyEntry(_as_bytes(fields.get(1, b"")).decode(), score, _as_int(fields.get(3, NORMAL)))
+    text = _as_bytes(fields.get(1, b"")).decode()
+    if len(text) > _MAX_PIECE_CHARACTERS:
+        raise ValueError(f"a piece of {len(text)} characters; at most {_MAX_PIECE_CHARACTERS} are read")
+    return VocabularyEntry(text, score, _as_int(fields.get(3, NORMAL)))
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
