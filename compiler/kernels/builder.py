@@ -1,0 +1,67 @@
+"""A thin shell around TVM's IR builder: kernels are written as ordinary Python that emits loops."""
+# mypy: ignore-errors
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+
+class Kernel:
+    """A PrimFunc under construction; `function` holds it once the `kernel` block has ended."""
+
+    function: tirx.PrimFunc
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def input(self, name: str, shape: Sequence, dtype: str):
+        """Declare the next argument: a buffer with the name that it has in dumps."""
+        handle = T.arg(f"{name}_handle", T.handle())
+        buffer = T.match_buffer(handle, tuple(shape), dtype)
+        IRBuilder.name(name, buffer)
+        return buffer
+
+    def body(self):
+        """The block that holds the statements. Bare loops would crash the default Relax pipeline."""
+        return T.sblock("root")
+
+
+@contextmanager
+def kernel(name: str, **attributes: object) -> Iterator[Kernel]:
+    """Build a kernel that is scheduled by hand: no later pass touches its loops."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, **attributes})
+            under_construction = Kernel(name)
+            yield under_construction
+        # the Relax function that calls the kernel names it: many share one name here
+        under_construction.function = builder.get().without_attr("global_symbol")
+
+
+def local(count: int = 16, dtype: str = "float32"):
+    """A buffer small enough to live in a vector register (TVM keeps less than 1 KB on the stack)."""
+    return T.alloc_buffer((count,), dtype, scope="local")
+
+
+def load(buffer, count: int = 16):
+    """The whole of a `local` buffer as one vector."""
+    return buffer[T.ramp(0, 1, count)]
+
+
+def store(buffer, value, count: int = 16) -> None:
+    """Overwrite the whole of a `local` buffer."""
+    T.buffer_store(buffer, value, [T.ramp(0, 1, count)])
+
+
+def splat(value, count: int = 16):
+    """A scalar in every lane."""
+    return T.broadcast(value, count)
+
+
+def zeros(count: int = 16):
+    """A float32 vector of zeros."""
+    return T.broadcast(T.float32(0), count)

@@ -1,0 +1,156 @@
+"""The small kernels between the multiplications: embedding rows, RMS norm, SwiGLU, row selection."""
+# mypy: ignore-errors
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ..builder import kernel, load, local, splat, store, zeros
+from .storage import TILE, DenseStorage, GroupStorage, lanes, widen
+
+
+def embedding(rows: int, columns: int, storage: GroupStorage | DenseStorage) -> tirx.PrimFunc:
+    """Token ids int32 [seq] -> rows of the packed table, float32 [seq, columns]."""
+    with kernel("embedding") as k:
+        seq = T.int64()
+        ids = k.input("ids", (seq,), "int32")
+        if isinstance(storage, GroupStorage):
+            word_shape, scale_shape = storage.packed_shapes(rows, columns)
+            words, scales = k.input("words", word_shape, "int32"), k.input("scales", scale_shape, storage.scale_dtype)
+        else:
+            table = k.input("weight", storage.packed_shape(rows, columns), storage.dtype)
+        y = k.input("y", (seq, columns), "float32")
+        with k.body(), T.parallel(0, seq) as i:
+            tile, lane = T.floordiv(ids[i], TILE), T.floormod(ids[i], TILE)
+            if isinstance(storage, DenseStorage):
+                with T.serial(0, columns) as c:
+                    T.buffer_store(y, widen(table[tile, c, lane], storage.dtype, 1), [i, c])
+            else:
+                _group_row(storage, columns, words, scales, tile, lane, lambda c, value: T.buffer_store(y, value, [i, c]))
+    return k.function
+
+
+def _group_row(storage: GroupStorage, columns: int, words, scales, tile, lane, write) -> None:
+    per_word = storage.codes_per_word
+    with T.serial(0, -(-columns // per_word)) as w:
+        scale = widen(scales[tile, T.floordiv(w, storage.words_per_group), lane], storage.scale_dtype, 1)
+        for i in range(per_word):
+            code = storage.code(words[tile, w, lane], i, 1)
+            value = (code - T.float32(storage.zero_point)) * scale
+            if columns % per_word:
+                with T.If(w * per_word + i < columns), T.Then():
+                    write(w * per_word + i, value)
+            else:
+                write(w * per_word + i, value)
+
+
+def rms_norm(columns: int, eps: float, *, single: bool) -> tirx.PrimFunc:
+    """x [batch, seq, columns] -> x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019), in float32.
+
+    `single` is the kernel for exactly one row.
+    """
+    with kernel("rms_norm") as k:
+        batch, seq = (1, 1) if single else (T.int64(), T.int64())
+        x = k.input("x", (batch, seq, columns), "float32")
+        weight = k.input("weight", (columns,), "float32")
+        y = k.input("y", (batch, seq, columns), "float32")
+        whole, rest = columns // TILE * TILE, columns % TILE
+
+        def row(b, s) -> None:
+            squares, total = local(), local(1)
+            store(squares, zeros())
+            with T.serial(0, columns // TILE) as i:
+                value = x[b, s, lanes(i * TILE)]
+                store(squares, load(squares) + value * value)
+            T.buffer_store(total, T.float32(0), [0])
+            for i in range(TILE):
+                T.buffer_store(total, total[0] + squares[i], [0])
+            for i in range(rest):
+                T.buffer_store(total, total[0] + x[b, s, whole + i] * x[b, s, whole + i], [0])
+            mean = total[0] / T.float32(columns)
+            T.buffer_store(total, T.float32(1) / T.sqrt(mean + T.float32(eps)), [0])
+            with T.serial(0, columns // TILE) as i:
+                value = x[b, s, lanes(i * TILE)] * splat(total[0]) * weight[lanes(i * TILE)]
+                T.buffer_store(y, value, [b, s, lanes(i * TILE)])
+            for i in range(rest):
+                T.buffer_store(y, x[b, s, whole + i] * total[0] * weight[whole + i], [b, s, whole + i])
+
+        with k.body():
+            if single:
+                row(0, 0)
+            else:
+                with T.parallel(0, batch * seq) as m:
+                    row(T.floordiv(m, seq), T.floormod(m, seq))
+    return k.function
+
+
+def exp(x, count: int = TILE):
+    """e^x of a float32 vector: 2^n times a polynomial on [-0.5, 0.5] (Cephes expf), relative error below 2e-7."""
+
+    def constant(value: float):
+        return T.broadcast(T.float32(value), count) if count > 1 else T.float32(value)
+
+    def vector(dtype: str) -> str:
+        return dtype if count == 1 else f"{dtype}x{count}"
+
+    x = T.max(T.min(x, constant(88.0)), constant(-87.0))
+    n = T.nearbyint(x * constant(1.44269504088896341))
+    # ln 2 in two parts keeps the remainder exact
+    r = x - n * constant(0.693359375) - n * constant(-2.12194440e-4)
+    p = constant(1.9875691500e-4)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = p * r + constant(c)
+    y = p * r * r + r + constant(1.0)
+    one = T.int32(1)
+    exponent = T.shift_left(T.cast(n, vector("int32")) + (splat(one * 127, count) if count > 1 else 127),
+                            splat(T.int32(23), count) if count > 1 else T.int32(23))  # fmt: skip
+    return y * T.reinterpret(exponent, dtype=vector("float32"))
+
+
+def silu_mul(columns: int, *, single: bool) -> tirx.PrimFunc:
+    """[batch, seq, 2 x columns] (gate | up) -> silu(gate) * up [batch, seq, columns], float32 (Shazeer 2020)."""
+    with kernel("silu_mul") as k:
+        batch, seq = (1, 1) if single else (T.int64(), T.int64())
+        x = k.input("x", (batch, seq, 2 * columns), "float32")
+        y = k.input("y", (batch, seq, columns), "float32")
+
+        def activate(b, s, index, up_index, count: int) -> None:
+            gate, one = x[b, s, index], T.float32(1)
+            sigmoid = (splat(one) if count > 1 else one) / ((splat(one) if count > 1 else one) + exp(-gate, count))
+            T.buffer_store(y, gate * sigmoid * x[b, s, up_index], [b, s, index])
+
+        def row(b, s) -> None:
+            with T.serial(0, columns // TILE) as i:
+                activate(b, s, lanes(i * TILE), lanes(columns + i * TILE), TILE)
+            for i in range(columns // TILE * TILE, columns):
+                activate(b, s, i, columns + i, 1)
+
+        with k.body():
+            if single:
+                row(0, 0)
+            else:
+                with T.parallel(0, batch * seq) as m:
+                    row(T.floordiv(m, seq), T.floormod(m, seq))
+    return k.function
+
+
+def select_rows(columns: int) -> tirx.PrimFunc:
+    """x [1, seq, columns], positions int32 [count] -> the named rows [1, count, columns], float32."""
+    with kernel("select_rows") as k:
+        seq, count = T.int64(), T.int64()
+        x = k.input("x", (1, seq, columns), "float32")
+        positions = k.input("positions", (count,), "int32")
+        y = k.input("y", (1, count, columns), "float32")
+        with k.body(), T.serial(0, count) as i, T.serial(0, columns) as c:
+            T.buffer_store(y, x[0, positions[i], c], [0, i, c])
+    return k.function
+
+
+def last_row(columns: int) -> tirx.PrimFunc:
+    """x [1, seq, columns] -> its last row [1, 1, columns], float32."""
+    with kernel("last_row") as k:
+        seq = T.int64()
+        x = k.input("x", (1, seq, columns), "float32")
+        y = k.input("y", (1, 1, columns), "float32")
+        with k.body(), T.serial(0, columns) as c:
+            T.buffer_store(y, x[0, seq - 1, c], [0, 0, c])
+    return k.function

@@ -1,0 +1,242 @@
+"""y = x W^T (+ bias) (+ residual) for float32 activations and packed weights.
+
+`gemv` is for one row of x: weights stream through once, four accumulators per tile hide the latency of FMA.
+`gemm` is for any number of rows: x is repacked into blocks of `rows` rows, and a pair of weight tiles is widened
+to float32 once and then used by all blocks.
+
+    x block [K, rows]          weight tiles [K, 2 x 16]         accumulators [rows, 2 x 16] in registers
+"""
+# mypy: ignore-errors
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ..builder import Kernel, kernel, load, local, splat, store, zeros
+from .storage import TILE, DenseStorage, GroupStorage, lanes, tiles, widen
+
+_ACCUMULATORS = 4
+_MAX_WIDENED_COLUMNS = 2048  # 256 KB for a pair of tiles: fits the L2 cache of anything recent
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """One multiplication: x [batch, seq, in_features] of in_dtype -> [batch, seq, out_features] of out_dtype."""
+
+    out_features: int
+    in_features: int
+    storage: GroupStorage | DenseStorage
+    in_dtype: str = "float32"
+    out_dtype: str = "float32"
+    bias: bool = False
+    residual: bool = False
+
+    @property
+    def padded_columns(self) -> int:
+        """in_features rounded up to whole groups; the codes there meet zeros of x."""
+        if isinstance(self.storage, DenseStorage):
+            return self.in_features
+        return self.storage.groups(self.in_features) * self.storage.group_size
+
+    def declare(self, k: Kernel, batch, seq):
+        """The arguments in their order: x, weight (words and scales, or numbers), bias, residual, y."""
+        x = k.input("x", (batch, seq, self.in_features), self.in_dtype)
+        if isinstance(self.storage, GroupStorage):
+            word_shape, scale_shape = self.storage.packed_shapes(self.out_features, self.in_features)
+            weight = (k.input("words", word_shape, "int32"), k.input("scales", scale_shape, self.storage.scale_dtype))
+        else:
+            shape = self.storage.packed_shape(self.out_features, self.in_features)
+            weight = (k.input("weight", shape, self.storage.dtype),)
+        bias = k.input("bias", (self.out_features,), "float32") if self.bias else None
+        residual = k.input("residual", (batch, seq, self.out_features), "float32") if self.residual else None
+        return x, weight, bias, residual, k.input("y", (batch, seq, self.out_features), self.out_dtype)
+
+
+def _store_tile(op: Matmul, value, tile, row, bias, residual, y) -> None:
+    """Write 16 outputs: bias, residual, conversion; the last tiles are cut where the matrix ends."""
+    column = tile * TILE
+
+    def finish(v, index, count: int):
+        if bias is not None:
+            v = v + bias[index]
+        if residual is not None:
+            v = v + residual[(*row, index)]
+        return v if op.out_dtype == "float32" else T.cast(v, op.out_dtype if count == 1 else f"{op.out_dtype}x{count}")
+
+    if op.out_features % TILE == 0:
+        index = lanes(column)
+        if op.out_features == tiles(op.out_features) * TILE:
+            T.buffer_store(y, finish(value, index, TILE), [*row, index])
+        else:
+            with T.If(column < op.out_features), T.Then():
+                T.buffer_store(y, finish(value, index, TILE), [*row, index])
+        return
+    spill = local()
+    store(spill, value)
+    with T.serial(0, TILE) as lane, T.If(column + lane < op.out_features), T.Then():
+        T.buffer_store(y, finish(spill[lane], column + lane, 1), [*row, column + lane])
+
+
+def gemv(op: Matmul) -> tirx.PrimFunc:
+    """x [1, 1, in_features] -> y [1, 1, out_features]."""
+    with kernel("gemv") as k:
+        x, weight, bias, residual, y = op.declare(k, 1, 1)
+        with k.body():
+            row = _widened_row(op, x)
+            sums = _group_sums(op, row) if isinstance(op.storage, GroupStorage) else None
+            with T.parallel(0, tiles(op.out_features)) as tile:
+                total = local()
+                store(total, zeros())
+                if sums is None:
+                    _dense_dot(op, row, weight[0], tile, total)
+                else:
+                    _group_dot(op, row, sums, weight, tile, total)
+                _store_tile(op, load(total), tile, (0, 0), bias, residual, y)
+    return k.function
+
+
+def _widened_row(op: Matmul, x):
+    """x as float32, padded with zeros to whole groups: a function of the index."""
+    if op.in_dtype == "float32" and op.padded_columns == op.in_features:
+        return lambda index: x[0, 0, index]
+    row = T.sblock_alloc_buffer((op.padded_columns,), "float32")
+    with T.serial(0, op.in_features) as i:
+        T.buffer_store(row, T.cast(x[0, 0, i], "float32"), [i])
+    with T.serial(0, op.padded_columns - op.in_features) as i:
+        T.buffer_store(row, T.float32(0), [op.in_features + i])
+    return lambda index: row[index]
+
+
+def _group_sums(op: Matmul, row: Callable):
+    """-zero_point * sum of x over each group: what the codes' zero point adds to a dot product."""
+    storage = op.storage
+    groups = storage.groups(op.in_features)
+    sums = T.sblock_alloc_buffer((groups,), "float32")
+    total = local(1)
+    with T.serial(0, groups) as g:
+        T.buffer_store(total, T.float32(0), [0])
+        with T.serial(0, storage.group_size) as i:
+            T.buffer_store(total, total[0] + row(g * storage.group_size + i), [0])
+        T.buffer_store(sums, total[0] * T.float32(-storage.zero_point), [g])
+    return sums
+
+
+def _group_dot(op: Matmul, row: Callable, sums, weight, tile, total) -> None:
+    words, scales = weight
+    storage = op.storage
+    partial = [local() for _ in range(_ACCUMULATORS)]
+    word = local(TILE, "int32")
+    with T.serial(0, storage.groups(op.in_features)) as g:
+        store(partial[0], splat(sums[g]))
+        for p in partial[1:]:
+            store(p, zeros())
+        for w in range(storage.words_per_group):
+            store(word, words[tile, g * storage.words_per_group + w, lanes(0)])
+            for i in range(storage.codes_per_word):
+                p = partial[i % _ACCUMULATORS]
+                column = g * storage.group_size + w * storage.codes_per_word + i
+                store(p, load(p) + splat(row(column)) * storage.code(load(word), i))
+        dot = (load(partial[0]) + load(partial[1])) + (load(partial[2]) + load(partial[3]))
+        store(total, load(total) + dot * widen(scales[tile, g, lanes(0)], storage.scale_dtype))
+
+
+def _dense_dot(op: Matmul, row: Callable, weight, tile, total) -> None:
+    partial = [local() for _ in range(_ACCUMULATORS)]
+    for p in partial:
+        store(p, zeros())
+
+    def accumulate(column, p) -> None:
+        store(p, load(p) + splat(row(column)) * widen(weight[tile, column, lanes(0)], op.storage.dtype))
+
+    whole = op.in_features // _ACCUMULATORS
+    with T.serial(0, whole) as step:
+        for i, p in enumerate(partial):
+            accumulate(step * _ACCUMULATORS + i, p)
+    for i in range(op.in_features % _ACCUMULATORS):
+        accumulate(whole * _ACCUMULATORS + i, partial[i])
+    store(total, (load(partial[0]) + load(partial[1])) + (load(partial[2]) + load(partial[3])))
+
+
+def gemm(op: Matmul, *, rows: int, tiles_at_once: int) -> tirx.PrimFunc:
+    """x [batch, seq, in_features] -> y [batch, seq, out_features], both leading dimensions symbolic.
+
+    `rows` x `tiles_at_once` accumulators of 16 floats must fit the target's vector registers.
+    """
+    with kernel("gemm") as k:
+        batch, seq = T.int64(), T.int64()
+        x, weight, bias, residual, y = op.declare(k, batch, seq)
+        count = batch * seq
+        blocks = T.floordiv(count + (rows - 1), rows)
+
+        def position(m):
+            return T.floordiv(m, seq), T.floormod(m, seq)
+
+        with k.body():
+            packed = T.sblock_alloc_buffer((blocks, op.padded_columns, rows), "float32")
+            _pack_blocks(op, x, packed, blocks, count, rows, position)
+            with T.parallel(0, tiles(op.out_features) // tiles_at_once) as pair:
+                for first, columns in _column_blocks(op):
+                    widened = T.alloc_buffer((columns, tiles_at_once, TILE), "float32")
+                    for j in range(tiles_at_once):
+                        _widen_tile(op, weight, pair * tiles_at_once + j, first, columns, widened, j)
+                    with T.serial(0, blocks) as block:
+                        sums = [[local() for _ in range(tiles_at_once)] for _ in range(rows)]
+                        for acc in (acc for row in sums for acc in row):
+                            store(acc, zeros())
+                        with T.serial(0, columns) as c:
+                            for r in range(rows):
+                                for j in range(tiles_at_once):
+                                    product = splat(packed[block, first + c, r]) * widened[c, j, lanes(0)]
+                                    store(sums[r][j], load(sums[r][j]) + product)
+                        # later column blocks add to what the earlier ones wrote
+                        more = first > 0
+                        for r in range(rows):
+                            m = block * rows + r
+                            with T.If(m < count), T.Then():
+                                for j in range(tiles_at_once):
+                                    _store_tile(op, load(sums[r][j]), pair * tiles_at_once + j, position(m),
+                                                None if more else bias, y if more else residual, y)  # fmt: skip
+    return k.function
+
+
+def _column_blocks(op: Matmul) -> list[tuple[int, int]]:
+    """(first, count) of the column blocks that are widened at a time. Results that are not float32 take one block."""
+    if op.out_dtype != "float32":
+        return [(0, op.padded_columns)]
+    unit = op.storage.group_size if isinstance(op.storage, GroupStorage) else 1
+    step = max(unit, _MAX_WIDENED_COLUMNS // unit * unit)
+    return [(first, min(step, op.padded_columns - first)) for first in range(0, op.padded_columns, step)]
+
+
+def _pack_blocks(op: Matmul, x, packed, blocks, count, rows: int, position) -> None:
+    """x as float32 in blocks [in_features, rows]; rows past the end repeat the last one, columns past it are zero."""
+    with T.parallel(0, blocks) as block:
+        for r in range(rows):
+            m = T.min(block * rows + r, count - 1)
+            with T.serial(0, op.in_features) as c:
+                T.buffer_store(packed, T.cast(x[(*position(m), c)], "float32"), [block, c, r])
+            if op.padded_columns > op.in_features:
+                with T.serial(0, op.padded_columns - op.in_features) as c:
+                    T.buffer_store(packed, T.float32(0), [block, op.in_features + c, r])
+
+
+def _widen_tile(op: Matmul, weight, tile, first: int, columns: int, widened, j: int) -> None:
+    """Columns [first, first + columns) of a weight tile as float32, in the order of the columns."""
+    storage = op.storage
+    if isinstance(storage, DenseStorage):
+        with T.serial(0, columns) as c:
+            T.buffer_store(widened, widen(weight[0][tile, first + c, lanes(0)], storage.dtype), [c, j, lanes(0)])
+        return
+    words, scales = weight
+    word, scale = local(TILE, "int32"), local()
+    first_group = first // storage.group_size
+    with T.serial(0, columns // storage.group_size) as g:
+        store(scale, widen(scales[tile, first_group + g, lanes(0)], storage.scale_dtype))
+        for w in range(storage.words_per_group):
+            store(word, words[tile, (first_group + g) * storage.words_per_group + w, lanes(0)])
+            for i in range(storage.codes_per_word):
+                column = g * storage.group_size + w * storage.codes_per_word + i
+                value = (storage.code(load(word), i) - splat(T.float32(storage.zero_point))) * load(scale)
+                T.buffer_store(widened, value, [column, j, lanes(0)])

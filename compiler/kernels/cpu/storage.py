@@ -1,0 +1,147 @@
+"""How weights lie in memory while CPU kernels read them, and the kernels that bring stored weights there.
+
+A matrix [N, K] (N output features) is cut into tiles of 16 rows, so that one vector holds 16 outputs
+and no sum ever crosses lanes:
+
+    stored   row 0: k0 k1 k2 ...          packed   tile 0:  k0 of rows 0..15 | k1 of rows 0..15 | ...
+             row 1: k0 k1 k2 ...                   tile 1:  k0 of rows 16..31 | ...
+
+For group quantization the unit is a 32-bit word of 8 (or 10) codes instead of a single k, and the scales are
+tiled alike. Missing rows of the last tiles are zero.
+"""
+# mypy: ignore-errors
+
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ..builder import kernel
+from .vector import _float32_of_half_bits as float32_of_half_bits
+
+TILE = 16  # rows of a tile: one AVX-512 vector, two of AVX2, four of NEON or SSE
+TILE_MULTIPLE = 2  # kernels may take two tiles at a time
+
+
+def tiles(rows: int) -> int:
+    """The number of tiles that hold `rows`, padded to what kernels take at a time."""
+    return -(-rows // (TILE * TILE_MULTIPLE)) * TILE_MULTIPLE
+
+
+def lanes(start, count: int = TILE):
+    """A vector index of consecutive elements."""
+    return T.ramp(start, 1, count)
+
+
+def widen(value, dtype: str, count: int = TILE):
+    """A vector of stored numbers as float32. bfloat16 is stored as its 16 bits."""
+    if dtype == "float32":
+        return value
+    if dtype == "uint16":
+        bits = T.shift_left(T.cast(value, _vector("uint32", count)), _splat(T.uint32(16), count))
+        return T.reinterpret(bits, dtype=_vector("float32", count))
+    return T.cast(value, _vector("float32", count))
+
+
+def _vector(dtype: str, count: int) -> str:
+    return dtype if count == 1 else f"{dtype}x{count}"
+
+
+def _splat(value, count: int):
+    return value if count == 1 else T.broadcast(value, count)
+
+
+def storage_dtype(dtype: str) -> str:
+    """The type in which a stored tensor is handed to kernels: bfloat16 passes as its bits."""
+    return "uint16" if dtype == "bfloat16" else dtype
+
+
+def packed_dtype(dtype: str, *, converts_float16: bool) -> str:
+    """The type in which kernels read stored numbers; without F16C halves are widened once, at load."""
+    return "float32" if dtype == "float16" and not converts_float16 else storage_dtype(dtype)
+
+
+@dataclass(frozen=True)
+class GroupStorage:
+    """Codes of `bits` in 32-bit words and one scale per `group_size` inputs of a row."""
+
+    bits: int
+    group_size: int
+    scale_dtype: str  # float16, float32 or uint16 (bfloat16)
+
+    @property
+    def codes_per_word(self) -> int:
+        return 32 // self.bits
+
+    @property
+    def words_per_group(self) -> int:
+        return self.group_size // self.codes_per_word
+
+    @property
+    def zero_point(self) -> int:
+        return 2 ** (self.bits - 1) - 1
+
+    def groups(self, columns: int) -> int:
+        return -(-columns // self.group_size)
+
+    def packed_shapes(self, rows: int, columns: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of the packed words (int32) and scales (scale_dtype) of a matrix [rows, columns]."""
+        groups = self.groups(columns)
+        return tiled_shape(rows, groups * self.words_per_group), tiled_shape(rows, groups)
+
+    def code(self, word, index: int, count: int = TILE):
+        """Code `index` of a word (or of a vector of words) as float32, without the zero point taken off."""
+        shifted = T.shift_right(word, _splat(T.int32(index * self.bits), count)) if index else word
+        masked = T.bitwise_and(shifted, _splat(T.int32(2**self.bits - 1), count))
+        return T.cast(masked, _vector("float32", count))
+
+
+@dataclass(frozen=True)
+class DenseStorage:
+    """Plain numbers: float16, float32 or uint16 (bfloat16)."""
+
+    dtype: str
+
+    def packed_shape(self, rows: int, columns: int) -> tuple[int, ...]:
+        return tiled_shape(rows, columns)
+
+
+def tiled_shape(rows: int, units: int) -> tuple[int, int, int]:
+    """The shape of a matrix [rows, units] in tiles."""
+    return tiles(rows), units, TILE
+
+
+def pack_rows(name: str, rows: int, units: int, dtype: str, packed_dtype: str, *, transposed: bool) -> tirx.PrimFunc:
+    """A kernel that tiles a stored matrix [rows, units] ([units, rows] if transposed) -> [tiles, units, 16]."""
+    shape = (units, rows) if transposed else (rows, units)
+    with kernel(name) as k:
+        source = k.input("source", shape, dtype)
+        packed = k.input("packed", tiled_shape(rows, units), packed_dtype)
+        with k.body(), T.parallel(0, tiles(rows)) as tile, T.serial(0, units) as unit, T.serial(0, TILE) as lane:
+            row = tile * TILE + lane
+            clamped = T.min(row, rows - 1)
+            value = source[unit, clamped] if transposed else source[clamped, unit]
+            value = _convert(value, dtype, packed_dtype)
+            zero = tirx.const(0, packed_dtype)
+            T.buffer_store(packed, T.Select(row < rows, value, zero) if rows % (TILE * TILE_MULTIPLE) else value,
+                           [tile, unit, lane])  # fmt: skip
+    return k.function
+
+
+def widen_vector(name: str, length: int, dtype: str) -> tirx.PrimFunc:
+    """A kernel that turns a stored vector (norm weight, bias) into float32."""
+    with kernel(name) as k:
+        source = k.input("source", (length,), dtype)
+        result = k.input("result", (length,), "float32")
+        with k.body(), T.serial(0, length) as i:
+            T.buffer_store(result, _convert(source[i], dtype, "float32"), [i])
+    return k.function
+
+
+def _convert(value, dtype: str, packed_dtype: str):
+    """A stored scalar in the type that kernels read: the same bits, or a half widened without needing F16C."""
+    if dtype == packed_dtype:
+        return value
+    if packed_dtype != "float32":
+        return T.reinterpret(value, dtype=packed_dtype)
+    return widen(value, dtype, 1) if dtype == "uint16" else float32_of_half_bits(T.reinterpret(value, dtype="uint16"), 1)

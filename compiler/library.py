@@ -1,0 +1,125 @@
+"""The library stage: a model folder's config -> a `.so` for one target, with its metadata."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+
+from .. import __version__
+from ..runtime.artifact import ChatConfig, KVCacheMetadata, LibraryMetadata, ParamMetadata, model_hash
+from ..runtime.errors import EngineError
+from .model.modules import Layers
+from .model.registry import get_architecture
+from .passes.pipeline import pipeline
+from .quantization.scheme import get_scheme
+from .target import CompileTarget
+
+_COMPILERS = ("c++", "g++", "clang++", "cc", "gcc", "clang")
+
+
+def find_c_compiler() -> str:
+    """The compiler that links the library: $CXX, $CC or the first on PATH. Raises EngineError."""
+    for name in (os.environ.get("CXX"), os.environ.get("CC"), *_COMPILERS):
+        if name and shutil.which(name):
+            return name
+    raise EngineError(
+        "no C compiler found: linking a model library needs cc, gcc or clang on PATH (Debian: apt install gcc)"
+    )
+
+
+def build_library(
+    config: ChatConfig,
+    output: Path,
+    *,
+    target: CompileTarget,
+    opt: str = "O2",
+    debug_dump: Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> LibraryMetadata:
+    """Trace, lower and link the model that `config` describes; `output` appears whole or not at all.
+
+    `progress` is called with (steps done, steps in all, what comes next). Raises EngineError without a C compiler
+    or when the file cannot be written.
+    """
+    compiler = find_c_compiler()
+    report = progress or (lambda done, total, what: None)
+    if debug_dump is not None:
+        debug_dump.mkdir(parents=True, exist_ok=True)
+    report(0, 4, "tracing the model")
+    module, metadata, bounds = _trace(config, target)
+    report(1, 4, "lowering")
+    tvm_target = target.tvm_target()
+    with tvm_target, tvm.transform.PassContext(opt_level=int(opt.removeprefix("O") or 2)):
+        module = pipeline(metadata, bounds, debug_dump)(module)
+        report(2, 4, "generating machine code")
+        executable = relax.build(module, tvm_target, relax_pipeline=None)
+    report(3, 4, "linking")
+    _link(executable, output, compiler)
+    report(4, 4, "done")
+    return metadata
+
+
+def _trace(config: ChatConfig, target: CompileTarget) -> tuple[tvm.IRModule, LibraryMetadata, dict[str, int]]:
+    architecture = get_architecture(config.model_type)
+    model_config = architecture.from_dict(config.architecture)
+    layers = Layers(get_scheme(config.quantization), target)
+    model = architecture.build(model_config, layers)
+    module, named_parameters = model.export_tvm(spec=model.specification())
+    for name, function in layers.preprocs.items():
+        module[name] = function.with_attr("global_symbol", name)
+    metadata = _metadata(config, model_config, layers, target, named_parameters)
+    bounds = {"seq_len": model_config.prefill_chunk_size, "batch_size": model_config.max_batch_size,
+              "count": model_config.max_batch_size}  # fmt: skip
+    return module, metadata, bounds
+
+
+def _metadata(config: ChatConfig, model_config: Any, layers: Layers, target: CompileTarget,
+              named_parameters: list[tuple[str, Any]]) -> LibraryMetadata:  # fmt: skip
+    params: list[ParamMetadata] = [p.attrs["stored"].model_copy(update={"name": name}) for name, p in named_parameters]
+    return LibraryMetadata(
+        model_type=config.model_type,
+        quantization=config.quantization,
+        context_window_size=model_config.context_window_size,
+        sliding_window_size=model_config.sliding_window_size,
+        attention_sink_size=model_config.attention_sink_size,
+        prefill_chunk_size=model_config.prefill_chunk_size,
+        max_batch_size=model_config.max_batch_size,
+        vocab_size=config.vocab_size,
+        active_vocab_size=config.active_vocab_size or config.vocab_size,
+        kv_cache=KVCacheMetadata(
+            num_hidden_layers=model_config.num_hidden_layers,
+            num_attention_heads=model_config.num_attention_heads,
+            num_key_value_heads=model_config.num_key_value_heads,
+            head_dim=model_config.head_dim,
+            dtype=layers.kv_dtype,
+        ),
+        params=params,
+        package_version=__version__,
+        tvm_version=tvm.__version__,
+        device=target.device,
+        target=target.attributes,
+        cpu_features=list(target.cpu_features),
+        host_triple=target.host_triple,
+        model_hash=model_hash(config),
+    )
+
+
+def _link(executable: Any, output: Path, compiler: str) -> None:
+    """Link into a temporary file beside `output` and move it into place."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".so", dir=output.parent)
+    os.close(handle)
+    try:
+        # no symbol names of temporary files and no build id: the same input gives the same bytes
+        executable.export_library(temporary, options=["-Wl,-s", "-Wl,--build-id=none"], cc=compiler)
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, output)
+    except (OSError, RuntimeError) as error:
+        raise EngineError(f"{output} could not be written: {str(error).strip().splitlines()[-1]}") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)

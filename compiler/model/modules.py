@@ -1,0 +1,201 @@
+"""The layers that architectures are built from: each knows how its weights are stored and which kernel reads them.
+
+A parameter of these modules has the shape that the target's kernels read (`packed`). What the model folder holds, and
+the kernel that brings it into the packed form at load, are kept in the parameter's `attrs` for the library's metadata.
+"""
+# mypy: disable-error-code="misc,no-any-return"
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn import Tensor, op
+
+from ...runtime.artifact import ParamMetadata, Preproc
+from ..kernels.cpu import layers as cpu_layers
+from ..kernels.cpu.matmul import Matmul, gemm, gemv
+from ..kernels.cpu.storage import DenseStorage, GroupStorage, pack_rows, packed_dtype, storage_dtype, tiled_shape, widen_vector
+from ..quantization.scheme import Scheme
+from ..target import CompileTarget
+from .architecture import Weight, WeightKind
+
+
+class Layers:
+    """Makes layers for one quantization scheme and one target, and collects the kernels that loading needs."""
+
+    def __init__(self, scheme: Scheme, target: CompileTarget) -> None:
+        self.scheme, self.target = scheme, target
+        self.kv_dtype = target.kv_dtype(scheme.model_dtype)
+        self.preprocs: dict[str, tirx.PrimFunc] = {}
+        self._kernels: dict[object, tirx.PrimFunc] = {}
+
+    def linear(self, in_features: int, out_features: int, *, bias: bool = False, in_dtype: str = "float32",
+               out_dtype: str = "float32") -> Linear:  # fmt: skip
+        """y = x W^T (+ bias)."""
+        table = Matrix(self, out_features, in_features, "linear")
+        return Linear(self, table, bias=bias, in_dtype=in_dtype, out_dtype=out_dtype)
+
+    def head(self, in_features: int, vocab_size: int) -> Linear:
+        """The projection to logits."""
+        return Linear(self, Matrix(self, vocab_size, in_features, "head"))
+
+    def embedding(self, vocab_size: int, features: int) -> Embedding:
+        """The table of token embeddings; `lm_head` multiplies by the same table where embeddings are tied."""
+        return Embedding(self, Matrix(self, vocab_size, features, "embedding"))
+
+    def rms_norm(self, features: int, eps: float) -> RMSNorm:
+        """Root mean square norm."""
+        return RMSNorm(self, features, eps)
+
+    def silu_mul(self, features: int) -> SiluMul:
+        """silu(gate) * up on a fused [gate | up]."""
+        return SiluMul(self, features)
+
+    def vector(self, length: int) -> nn.Parameter:
+        """A float32 vector in kernels (norm weight, bias), stored in the scheme's dtype."""
+        dtype = self.scheme.model_dtype
+        name = f"widen_{dtype}_{length}"
+        preprocs = []
+        if dtype != "float32":
+            self.preprocs.setdefault(name, widen_vector(name, length, storage_dtype(dtype)))
+            preprocs = [Preproc(func_name=name, in_shape=[length], out_shape=[length], out_dtype="float32")]
+        parameter = nn.Parameter((length,), "float32")
+        parameter.attrs["stored"] = ParamMetadata(name="", shape=[length], dtype=dtype, preprocs=preprocs)
+        return parameter
+
+    def tiled(self, stored: ParamMetadata, rows: int, units: int, dtype: str, *, transposed: bool) -> nn.Parameter:
+        """A parameter [tiles, units, 16] of `dtype`, made of a stored matrix [rows, units] ([units, rows] if transposed)."""
+        source_dtype = storage_dtype(stored.dtype)
+        name = f"tile_{'kn' if transposed else 'nk'}_{source_dtype}_{rows}x{units}"
+        if name not in self.preprocs:
+            self.preprocs[name] = pack_rows(name, rows, units, source_dtype, dtype, transposed=transposed)
+        shape = list(tiled_shape(rows, units))
+        preproc = Preproc(func_name=name, in_shape=stored.shape, out_shape=shape, out_dtype=dtype)
+        parameter = nn.Parameter(shape, dtype)
+        parameter.attrs["stored"] = stored.model_copy(update={"preprocs": [preproc]})
+        return parameter
+
+    def kernel(self, key: object, make: object, *args: object, **kwargs: object) -> tirx.PrimFunc:
+        """The kernel for `key`, made once."""
+        if key not in self._kernels:
+            self._kernels[key] = make(*args, **kwargs)  # type: ignore[operator]
+        return self._kernels[key]
+
+    def gemm_tiling(self) -> dict[str, int]:
+        """Rows and weight tiles of a GEMM block: the accumulators fill the vector registers, two or three spare."""
+        registers_per_tile = 16 // self.target.lanes
+        tiles_at_once = 2 if self.target.lanes == 16 else 1
+        spare = tiles_at_once * registers_per_tile + 1
+        rows = (self.target.vector_registers - spare) // (tiles_at_once * registers_per_tile)
+        return {"rows": min(rows, 12), "tiles_at_once": tiles_at_once}
+
+
+class Matrix:
+    """The stored and packed form of one weight matrix [rows, columns]."""
+
+    def __init__(self, layers: Layers, rows: int, columns: int, kind: WeightKind) -> None:
+        self.rows, self.columns = rows, columns
+        scheme = layers.scheme
+        transposed = scheme.transposed and kind != "embedding"
+        records = scheme.stored(Weight("weight", (), (rows, columns), kind))
+        self.parameters: dict[str, nn.Parameter] = {}
+        if scheme.is_quantized(kind):
+            dtype = packed_dtype(scheme.model_dtype, converts_float16=layers.target.converts_float16)
+            self.storage: GroupStorage | DenseStorage = GroupStorage(scheme.bits, scheme.group_size, dtype)
+            words, scales = records
+            groups = self.storage.groups(columns)
+            units = groups * self.storage.words_per_group
+            self.parameters["q_weight"] = layers.tiled(words, rows, units, "int32", transposed=transposed)
+            self.parameters["q_scale"] = layers.tiled(scales, rows, groups, dtype, transposed=transposed)
+        else:
+            (record,) = records
+            self.storage = DenseStorage(packed_dtype(record.dtype, converts_float16=layers.target.converts_float16))
+            self.parameters["weight"] = layers.tiled(record, rows, columns, self.storage.dtype, transposed=False)
+
+
+class _MatrixModule(nn.Module):
+    """A module whose parameters are a matrix: `weight`, or `q_weight` and `q_scale`."""
+
+    def __init__(self, layers: Layers, matrix: Matrix) -> None:
+        self.layers_, self.matrix = layers, matrix
+        for name, parameter in matrix.parameters.items():
+            setattr(self, name, parameter)
+
+    def multiply(self, x: Tensor, bias: nn.Parameter | None, residual: Tensor | None, in_dtype: str,
+                 out_dtype: str) -> Tensor:  # fmt: skip
+        matrix, layers = self.matrix, self.layers_
+        key = Matmul(matrix.rows, matrix.columns, matrix.storage, in_dtype, out_dtype, bias is not None,
+                     residual is not None)  # fmt: skip
+        batch, seq, _ = x.shape
+        single = _is_single(batch, seq)
+        if single:
+            kernel = layers.kernel((key, "gemv"), gemv, key)
+        else:
+            kernel = layers.kernel((key, "gemm"), gemm, key, **layers.gemm_tiling())
+        name = f"matmul_{matrix.rows}x{matrix.columns}_{'gemv' if single else 'gemm'}"
+        arguments = [x, *matrix.parameters.values()] + [a for a in (bias, residual) if a is not None]
+        return op.tensor_ir_op(kernel, name, arguments, Tensor.placeholder((batch, seq, matrix.rows), out_dtype))
+
+
+def _is_single(batch: object, seq: object) -> bool:
+    """Whether a [batch, seq, ...] tensor is known to have one row."""
+    return all(isinstance(n, int | tirx.IntImm) and int(n) == 1 for n in (batch, seq))
+
+
+class Linear(_MatrixModule):
+    """y = x W^T (+ bias) (+ residual)."""
+
+    def __init__(self, layers: Layers, matrix: Matrix, *, bias: bool = False, in_dtype: str = "float32",
+                 out_dtype: str = "float32") -> None:  # fmt: skip
+        super().__init__(layers, matrix)
+        self.in_dtype, self.out_dtype = in_dtype, out_dtype
+        self.bias = layers.vector(matrix.rows) if bias else None
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[batch, seq, in_features] -> [batch, seq, out_features]."""
+        return self.multiply(x, self.bias, residual, self.in_dtype, self.out_dtype)
+
+
+class Embedding(_MatrixModule):
+    """Token embeddings, and the tied projection to logits."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int32 [seq] -> float32 [seq, features]."""
+        matrix = self.matrix
+        key = ("embedding", matrix.rows, matrix.columns, matrix.storage)
+        kernel = self.layers_.kernel(key, cpu_layers.embedding, *key[1:])
+        out = Tensor.placeholder((ids.shape[0], matrix.columns), "float32")
+        return op.tensor_ir_op(kernel, "embedding", [ids, *matrix.parameters.values()], out)
+
+    def lm_head(self, x: Tensor) -> Tensor:
+        """[batch, seq, features] -> float32 logits [batch, seq, vocab]."""
+        return self.multiply(x, None, None, "float32", "float32")
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight."""
+
+    def __init__(self, layers: Layers, features: int, eps: float) -> None:
+        self.layers_, self.features, self.eps = layers, features, eps
+        self.weight = layers.vector(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [batch, seq, features] -> the same."""
+        single = _is_single(*x.shape[:2])
+        key = ("rms_norm", self.features, self.eps, single)
+        kernel = self.layers_.kernel(key, cpu_layers.rms_norm, self.features, self.eps, single=single)
+        return op.tensor_ir_op(kernel, "rms_norm", [x, self.weight], Tensor.placeholder(x.shape, "float32"))
+
+
+class SiluMul(nn.Module):
+    """silu(gate) * up."""
+
+    def __init__(self, layers: Layers, features: int) -> None:
+        self.layers_, self.features = layers, features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [batch, seq, 2 x features] -> [batch, seq, features]."""
+        batch, seq, _ = x.shape
+        single = _is_single(batch, seq)
+        kernel = self.layers_.kernel(("silu_mul", self.features, single), cpu_layers.silu_mul, self.features, single=single)
+        return op.tensor_ir_op(kernel, "silu_mul", [x], Tensor.placeholder((batch, seq, self.features), "float32"))

@@ -1,0 +1,47 @@
+"""From traced model to VM code: the passes in their order."""
+
+from pathlib import Path
+
+import tvm
+from tvm import relax
+
+from ...runtime.artifact import LibraryMetadata
+from .attach_metadata import AttachMetadata
+from .attach_variable_bounds import AttachVariableBounds
+from .debug_dump import DebugDump
+
+
+def pipeline(metadata: LibraryMetadata, bounds: dict[str, int], debug_dump: Path | None) -> tvm.transform.Pass:
+    """The whole pipeline. `bounds`: symbolic variable -> its largest value; `debug_dump`: a folder for each stage."""
+    return tvm.transform.Sequential(
+        [
+            DebugDump(debug_dump, "0-traced"),
+            AttachVariableBounds(bounds),
+            # graph
+            relax.transform.LegalizeOps(),
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FoldConstant(),
+            relax.transform.FuseOps(),
+            relax.transform.FuseTIR(),
+            relax.transform.DeadCodeElimination(),
+            DebugDump(debug_dump, "1-kernels"),
+            # calls
+            relax.transform.RewriteDataflowReshape(),
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            # memory
+            relax.transform.StaticPlanBlockMemory(),
+            AttachMetadata(metadata),
+            DebugDump(debug_dump, "2-memory"),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            # virtual machine
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+            DebugDump(debug_dump, "3-lowered"),
+        ],
+        name="mlc",
+    )

@@ -1,0 +1,99 @@
+"""The CPU as a target: which processor, which instruction sets, which vector width."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+from ...runtime.errors import UsageError
+from .target import CompileTarget
+
+# LLVM's feature name -> the flag of /proc/cpuinfo; only those that code generation uses and that older CPUs lack
+_X86_FLAGS = {
+    "ssse3": "ssse3",
+    "sse4.1": "sse4_1",
+    "sse4.2": "sse4_2",
+    "popcnt": "popcnt",
+    "avx": "avx",
+    "f16c": "f16c",
+    "fma": "fma",
+    "avx2": "avx2",
+    "bmi": "bmi1",
+    "bmi2": "bmi2",
+    "avxvnni": "avx_vnni",
+    "avx512f": "avx512f",
+    "avx512bw": "avx512bw",
+    "avx512cd": "avx512cd",
+    "avx512dq": "avx512dq",
+    "avx512vl": "avx512vl",
+    "avx512ifma": "avx512ifma",
+    "avx512vbmi": "avx512vbmi",
+    "avx512vbmi2": "avx512_vbmi2",
+    "avx512bitalg": "avx512_bitalg",
+    "avx512vpopcntdq": "avx512_vpopcntdq",
+    "avx512vnni": "avx512_vnni",
+    "avx512bf16": "avx512_bf16",
+    "avx512fp16": "avx512_fp16",
+    "gfni": "gfni",
+    "amx-tile": "amx_tile",
+    "amx-int8": "amx_int8",
+    "amx-bf16": "amx_bf16",
+}
+_AARCH64_FLAGS = {"dotprod": "asimddp", "i8mm": "i8mm", "fullfp16": "asimdhp", "bf16": "bf16", "sve": "sve"}
+
+
+def host_flags() -> set[str] | None:
+    """The instruction-set flags of this machine, None where /proc/cpuinfo does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            return set(line.partition(":")[2].split())
+    return None
+
+
+def _native_triple() -> str:
+    machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
+    return f"{machine}-apple-darwin" if platform.system() == "Darwin" else f"{machine}-linux-gnu"
+
+
+def cpu_target(processor: str = "native", host: str = "auto") -> CompileTarget:
+    """A CPU target: `processor` is LLVM's name of one ("znver4", "x86-64-v3") or "native".
+
+    Raises UsageError for a processor or host triple that LLVM does not know.
+    """
+    import tvm
+    from tvm.target import codegen
+
+    native = _native_triple()
+    triple = native if host == "auto" else host
+    if processor == "native":
+        if triple.split("-")[0] != native.split("-")[0]:
+            raise UsageError(f"--host {host}: name the processor too, as --device cpu:generic; this machine is {native}")
+        processor = codegen.llvm_get_system_cpu()
+        present = host_flags()
+    else:
+        present = None
+    if not codegen.llvm_is_valid_cpu(processor, triple):
+        raise UsageError(f"--device cpu:{processor}: LLVM knows no such processor for {triple}; try cpu:x86-64-v3")
+    attributes: dict[str, Any] = {"kind": "llvm", "mcpu": processor, "mtriple": triple}
+    features = codegen.llvm_get_cpu_features(tvm.target.Target(attributes))
+    flags = _X86_FLAGS if triple.startswith(("x86_64", "i686")) else _AARCH64_FLAGS
+    wanted = {llvm: flag for llvm, flag in flags.items() if llvm in features}
+    if present is not None:
+        # a hypervisor may hide instruction sets that the processor's name implies
+        hidden = [llvm for llvm, flag in wanted.items() if flag not in present]
+        if hidden:
+            attributes["mattr"] = [f"-{llvm}" for llvm in hidden]
+            wanted = {llvm: flag for llvm, flag in wanted.items() if llvm not in hidden}
+    lanes = 16 if "avx512f" in wanted else 8 if "avx2" in wanted else 4
+    return CompileTarget(
+        device="cpu",
+        attributes=attributes,
+        host_triple=triple,
+        lanes=lanes,
+        vector_registers=32 if lanes == 16 or triple.startswith("aarch64") else 16,
+        converts_float16="f16c" in wanted or triple.startswith("aarch64"),
+        cpu_features=tuple(sorted(wanted.values())),
+    )

@@ -1,0 +1,119 @@
+"""Multiplication kernels against numpy: every storage, odd shapes, every vector width this machine can run."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tvm
+from numpy.typing import NDArray
+
+from mlc_llm.compiler.kernels.cpu.layers import embedding
+from mlc_llm.compiler.kernels.cpu.matmul import Matmul, gemm, gemv
+from mlc_llm.compiler.kernels.cpu.storage import DenseStorage, GroupStorage, pack_rows, packed_dtype, tiled_shape
+from mlc_llm.compiler.quantization.group import dequantize, quantize
+from mlc_llm.compiler.quantization.scheme import SCHEMES
+from mlc_llm.compiler.target import resolve_target
+
+Array = NDArray[np.generic]
+TARGETS = ["x86-64", "x86-64-v3", "native"]
+TILING = {"x86-64": (2, 1), "x86-64-v3": (6, 1), "native": (12, 2)}
+
+
+def run(function: tvm.tirx.PrimFunc, processor: str, *arrays: Array) -> None:
+    """Compile and run a kernel; the last array receives the result."""
+    target = resolve_target(f"cpu:{processor}").tvm_target()
+    compiled = tvm.compile(tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")}), target=target)
+    tensors = [tvm.runtime.tensor(array) for array in arrays]
+    compiled["kernel"](*tensors)
+    arrays[-1][...] = tensors[-1].numpy()
+
+
+def tile(stored: Array, rows: int, units: int, packed_dtype: str, *, transposed: bool = False) -> Array:
+    function = pack_rows("pack", rows, units, str(stored.dtype), packed_dtype, transposed=transposed)
+    packed = np.full(tiled_shape(rows, units), 7, packed_dtype)
+    run(function, "native", stored, packed)
+    return packed
+
+
+def weights(scheme_name: str, n: int, k: int, processor: str = "native") -> tuple[GroupStorage | DenseStorage, list[Array], NDArray[np.float32]]:
+    """(storage, packed arrays, the float32 matrix that they stand for) of a random [n, k] matrix."""
+    scheme = SCHEMES[scheme_name]
+    dense = np.random.default_rng(n + k).standard_normal((n, k)).astype(np.float32) * np.float32(0.1)
+    dtype = {"float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}[scheme.model_dtype]
+    dense = dense.astype(dtype)
+    stored_dtype = "uint16" if scheme.model_dtype == "bfloat16" else scheme.model_dtype
+    read_dtype = packed_dtype(scheme.model_dtype, converts_float16=processor != "x86-64")
+    if scheme.kind == "none":
+        return (
+            DenseStorage(read_dtype),
+            [tile(dense.view(stored_dtype), n, k, read_dtype)],
+            dense.astype(np.float32),
+        )
+    codes, scales = quantize(dense, scheme, transposed=scheme.transposed)
+    storage = GroupStorage(scheme.bits, scheme.group_size, read_dtype)
+    groups = storage.groups(k)
+    packed = [
+        tile(codes, n, groups * storage.words_per_group, "int32", transposed=scheme.transposed),
+        tile(scales.view(stored_dtype), n, groups, read_dtype, transposed=scheme.transposed),
+    ]
+    exact = dequantize(codes, scales, scheme, (n, k), transposed=scheme.transposed)
+    return storage, packed, exact.astype(np.float32)
+
+
+@pytest.mark.parametrize("processor", TARGETS)
+@pytest.mark.parametrize(
+    ("scheme", "n", "k"),
+    [
+        ("q4f16_1", 64, 96),
+        ("q4f16_1", 40, 72),
+        ("q4f16_0", 48, 64),
+        ("q3f16_1", 33, 100),
+        ("q4f32_1", 32, 64),
+        ("q4bf16_1", 32, 64),
+        ("q0f16", 20, 34),
+        ("q0f32", 32, 33),
+        ("q0bf16", 16, 32),
+    ],
+)
+def test_products_equal_numpy(processor: str, scheme: str, n: int, k: int) -> None:
+    storage, packed, matrix = weights(scheme, n, k, processor)
+    rng = np.random.default_rng(0)
+    rows, tiles_at_once = TILING[processor]
+    bias = rng.standard_normal(n).astype(np.float32)
+    for shape, fused in [((1, 1), False), ((1, 1), True), ((1, 13), True), ((3, 1), False)]:
+        x = rng.standard_normal((*shape, k)).astype(np.float32)
+        residual = rng.standard_normal((*shape, n)).astype(np.float32)
+        y = np.full((*shape, n), np.nan, np.float32)
+        op = Matmul(n, k, storage, bias=fused, residual=fused)
+        function = gemv(op) if shape == (1, 1) else gemm(op, rows=rows, tiles_at_once=tiles_at_once)
+        run(function, processor, x, *packed, *([bias, residual] if fused else []), y)
+        expected = x @ matrix.T + (bias + residual if fused else 0)
+        # the stored scheme rounds each weight to 11 or 8 bits; the kernels multiply code and scale exactly
+        tolerance = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 1e-5}[SCHEMES[scheme].model_dtype]
+        np.testing.assert_allclose(y, expected, atol=tolerance if SCHEMES[scheme].kind == "group" else 1e-5)
+
+
+def test_half_precision_input_and_output() -> None:
+    storage, packed, matrix = weights("q4f16_1", 32, 64)
+    x = np.random.default_rng(0).standard_normal((1, 5, 64)).astype(np.float16)
+    y = np.zeros((1, 5, 32), np.float16)
+    op = Matmul(32, 64, storage, in_dtype="float16", out_dtype="float16")
+    run(gemm(op, rows=12, tiles_at_once=2), "native", x, *packed, y)
+    np.testing.assert_allclose(y, (x.astype(np.float32) @ matrix.T).astype(np.float16), atol=4e-3)
+
+
+def test_many_columns_are_widened_in_blocks() -> None:
+    storage, packed, matrix = weights("q0f32", 16, 4100)
+    x = np.random.default_rng(0).standard_normal((1, 3, 4100)).astype(np.float32)
+    residual = np.ones((1, 3, 16), np.float32)
+    y = np.zeros((1, 3, 16), np.float32)
+    run(gemm(Matmul(16, 4100, storage, residual=True), rows=12, tiles_at_once=2), "native", x, *packed, residual, y)
+    np.testing.assert_allclose(y, x @ matrix.T + 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", ["q4f16_1", "q3f16_1", "q0f16", "q0bf16"])
+def test_embedding_rows_are_the_stored_rows(scheme: str) -> None:
+    storage, packed, matrix = weights(scheme, 37, 72)
+    ids = np.array([0, 36, 5, 5], np.int32)
+    y = np.zeros((4, 72), np.float32)
+    run(embedding(37, 72, storage), "native", ids, *packed, y)
+    np.testing.assert_allclose(y, matrix[ids], rtol=1e-3)
