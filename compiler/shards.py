@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from ..runtime.artifact import TENSOR_CACHE_NAME, TENSOR_CACHE_OLD_NAME, ParamMetadata
@@ -79,7 +80,7 @@ class ShardWriter:
         """
         size = data.nbytes
         entry = {"name": record.name, "shape": record.shape, "dtype": record.dtype, "format": FORMAT, "nbytes": size}
-        raw = memoryview(data.reshape(-1).view("uint8"))
+        raw = data.reshape(-1).view(np.uint8).data
         if len(self._pending) + size >= self._shard_bytes:
             if size * 2 >= self._shard_bytes:
                 entry["byteOffset"] = 0

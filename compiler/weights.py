@@ -160,7 +160,7 @@ def _encode(name: str, tensor: Array, weight: Weight, scheme: Scheme) -> tuple[A
     if not scheme.is_quantized(weight.kind):
         return (_plain(name, tensor, scheme.model_dtype),)
     q_weight, q_scale = quantize(tensor, scheme, transposed=scheme.is_transposed(weight.kind))
-    if not np.isfinite(q_scale).all():
+    if not np.isfinite(q_scale).all():  # the scale of a group is finite where all of its weights are
         raise _not_finite(name, tensor, scheme.model_dtype)
     return q_weight, bfloat16_bits(q_scale) if q_scale.dtype == np.float32 else q_scale
 
@@ -170,9 +170,10 @@ def _plain(name: str, tensor: Array, dtype: str) -> Array:
     out = np.empty(values.shape, np.uint16 if dtype == "float32" else numpy_dtype(dtype))
 
     def work(start: int, stop: int) -> None:
-        with np.errstate(over="ignore"):
-            block = values[start:stop].astype(numpy_dtype(dtype))
-        if not np.isfinite(block).all():
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are reported below
+            block = values[start:stop].astype(numpy_dtype(dtype), copy=False)
+            finite = np.isfinite(block).all()
+        if not finite:
             raise _not_finite(name, tensor, dtype)
         out[start:stop] = bfloat16_bits(block) if dtype == "float32" else block
 
@@ -185,11 +186,14 @@ def bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     finite stays finite."""
     bits = values.view(np.uint32)
     rounding = np.where(np.abs(values) < _LARGEST_BF16, ((bits >> 16) & 1) + np.uint32(0x7FFF), np.uint32(0))
-    return ((bits + rounding) >> 16).astype(np.uint16)
+    upper: npt.NDArray[np.uint16] = ((bits + rounding) >> 16).astype(np.uint16)
+    return upper
 
 
 def _not_finite(name: str, tensor: Array, dtype: str) -> ModelFileError:
-    if np.isfinite(tensor).all():
+    with np.errstate(invalid="ignore"):
+        finite = np.isfinite(tensor).all()
+    if finite:
         advice = "use q4f32_1, or q4bf16_1 where the model was trained in bfloat16"
         return ModelFileError(f"tensor {name} has values beyond the range of {dtype}: {advice}")
     return ModelFileError(f"tensor {name} has NaN or infinite values: its file is damaged, download it again")

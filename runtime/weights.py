@@ -19,6 +19,7 @@ ALIGNMENT = 64  # what TVM's kernels assume of a tensor's address
 _MAX_SHARDS = 1 << 16
 _MAX_RECORDS = 1 << 20
 _MAX_DIMENSIONS = 8
+_MAX_NAME = 1024
 _WIDEN_BLOCK = 1 << 20
 
 # dtype of a record -> numpy dtype of what is read. Types that numpy lacks come back as their bits.
@@ -101,7 +102,7 @@ class WeightStore:
                 if _is_narrowed(record):
                     _read_widened(file.fileno(), record.byteOffset, flat)
                 else:
-                    _read_exactly(file.fileno(), record.byteOffset, memoryview(flat.view(np.uint8)))
+                    _read_exactly(file.fileno(), record.byteOffset, flat.view(np.uint8).data)
         except (OSError, EOFError) as error:
             raise ModelFileError(f"{shard.path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
@@ -140,7 +141,7 @@ def _read_widened(descriptor: int, offset: int, out: npt.NDArray[np.float32]) ->
     block = np.empty(min(out.size, _WIDEN_BLOCK), np.uint16)
     for start in range(0, out.size, _WIDEN_BLOCK):
         part = block[: out.size - start]
-        _read_exactly(descriptor, offset + 2 * start, memoryview(part.view(np.uint8)))
+        _read_exactly(descriptor, offset + 2 * start, part.view(np.uint8).data)
         np.left_shift(part, 16, out=bits[start : start + part.size], dtype=np.uint32)
 
 
@@ -155,7 +156,8 @@ def _check_counts(index: Path, shards: list[ShardRecord]) -> None:
 def _check_shard(folder: Path, index: Path, shard: ShardRecord) -> Shard:
     """The shard's file, after checks of its path, its size and the ranges of its records."""
     path = PurePosixPath(shard.dataPath)
-    if not shard.dataPath.isprintable() or not path.parts or path.is_absolute() or ".." in path.parts:
+    plain = shard.dataPath.isprintable() and len(shard.dataPath) <= _MAX_NAME
+    if not plain or not path.parts or path.is_absolute() or ".." in path.parts:
         raise ModelFileError(f"{index}: shard {_shown(shard.dataPath)} is not a file inside the folder")
     if shard.format != "raw-shard":
         raise ModelFileError(f"{index}: {path} has format {_shown(shard.format)}: expected 'raw-shard'")
@@ -180,7 +182,7 @@ def _check_shard(folder: Path, index: Path, shard: ShardRecord) -> Shard:
 
 def _check_record(index: Path, shard: ShardRecord, record: TensorRecord) -> None:
     name = _shown(record.name)
-    if not record.name.isprintable() or not 0 < len(record.name) <= 1024:
+    if not record.name.isprintable() or not 0 < len(record.name) <= _MAX_NAME:
         raise ModelFileError(f"{index}: {name} is not the name of a tensor")
     if record.dtype not in _DTYPES or record.format not in ("raw", "f32-to-bf16"):
         raise ModelFileError(

@@ -45,7 +45,7 @@ def _round_quotient(values: Float32, model_dtype: str) -> None:
 
 def _pack(codes: npt.NDArray[np.uint32], scheme: Scheme) -> npt.NDArray[np.uint32]:
     """[N, words, P] codes -> [N, words]."""
-    words = codes[:, :, 0].copy()
+    words: npt.NDArray[np.uint32] = codes[:, :, 0].copy()
     for r in range(1, scheme.codes_per_word):
         words |= codes[:, :, r] << np.uint32(r * scheme.bits)
     return words
