@@ -1,0 +1,121 @@
+"""`mlc compile`: from source weights to a model folder and a model library."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import FILE_OR_FOLDER, model_type_option, quantization_option, refuse
+from .output import count, print_json, print_table, size
+from .progress import show_progress
+
+if TYPE_CHECKING:
+    from ..compiler.compile import CompilePlan, CompileResult
+
+
+@click.command("compile")
+@click.argument("model")
+@quantization_option(default=" Default: q4f16_1, or what a compiled folder is quantized to.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="DEVICE",
+    help="What the library runs on: auto or cpu for this machine's processor, cpu:x86-64-v3 for another.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=FILE_OR_FOLDER,
+    metavar="PATH",
+    help="A folder for everything, or x.so for the library.  [default: dist/]",
+)
+@model_type_option()
+@click.option(
+    "--overrides",
+    default="",
+    metavar="K=V;K=V",
+    help="Change the model's configuration: context_window_size, prefill_chunk_size, sliding_window_size, "
+    "attention_sink_size, max_batch_size.",
+)
+@click.option("--conv-template", metavar="NAME", help="Conversation template, instead of the model's own.")
+@click.option("--opt", default="O2", show_default=True, metavar="LEVEL", help="Optimization: O0, O1, O2 or O3.")
+@click.option(
+    "--host",
+    default="auto",
+    show_default=True,
+    metavar="TRIPLE",
+    help="LLVM triple of the machine that loads it.",
+)
+@click.option("--debug-dump", type=FILE_OR_FOLDER, metavar="DIR", help="Write the program after each stage here.")
+@click.option("--force", is_flag=True, help="Build also what is up to date.")
+@click.option("--dry-run", is_flag=True, help="Say what would be built and the memory it would take; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--enable-subgroups", is_flag=True, hidden=True)
+@click.option("--system-lib-prefix", default="auto", hidden=True)
+def command(
+    model: str, quantization: str | None, device: str, output: Path | None, model_type: str, overrides: str,
+    conv_template: str | None, opt: str, host: str, debug_dump: Path | None, force: bool, dry_run: bool, as_json: bool,
+    enable_subgroups: bool, system_lib_prefix: str,
+) -> None:  # fmt: skip
+    """Compile MODEL: quantized weights, configuration, tokenizer and a library for one device.
+
+    MODEL is a Hugging Face folder, a .gguf file, HF://org/name, a built-in name (smollm2-135m-instruct), or a folder
+    that was compiled before: then only its library is built. What is up to date is not built again.
+
+    \b
+      mlc compile ./Llama-3.2-1B-Instruct
+      mlc compile model.gguf -q q4f16_1 -o out
+      mlc compile HF://Qwen/Qwen2.5-0.5B-Instruct --overrides "context_window_size=4096"
+    """
+    from ..compiler.compile import CompileOptions, compile_model, plan
+
+    if enable_subgroups:
+        raise refuse("--enable-subgroups", "", "subgroups belong to WebGPU, and this version compiles for the CPU")
+    if system_lib_prefix not in ("auto", ""):
+        raise refuse("--system-lib-prefix", system_lib_prefix, "only static libraries need it, not .so")
+    options = CompileOptions(
+        model=model, quantization=quantization, device=device, host=host, model_type=model_type, overrides=overrides,
+        opt=opt, output=output, conv_template=conv_template, debug_dump=debug_dump, force=force,
+    )  # fmt: skip
+    if dry_run:
+        with show_progress() as progress:
+            numbers = plan(options, progress)
+        print_json(numbers.to_dict()) if as_json else print_plan(numbers)
+    else:
+        with show_progress() as progress:
+            result = compile_model(options, progress)
+        print_json(result.to_dict()) if as_json else print_result(result)
+
+
+def print_plan(plan: "CompilePlan") -> None:
+    """Print the numbers of a dry run."""
+    print_table([
+        ("model folder", f"{plan.folder} (not written)"),
+        ("library", f"{plan.library} (not written)"),
+        *plan_rows(plan),
+    ])  # fmt: skip
+
+
+def plan_rows(plan: "CompilePlan") -> list[tuple[str, str]]:
+    """The rows of a plan that describe the model."""
+    return [
+        ("model type", plan.model_type),
+        ("quantization", f"{plan.quantization}, {plan.bits_per_weight:.2f} bits per weight"),
+        ("parameters", f"{count(plan.parameters)} ({plan.parameters})"),
+        ("weights", f"{size(plan.weight_bytes)} in memory, {size(plan.file_bytes)} in files"),
+        ("context", f"{plan.context_window_size} tokens, prefill in chunks of {plan.prefill_chunk_size}"),
+        ("KV cache", f"{size(plan.kv_bytes_per_token)} per token, {size(plan.kv_cache_bytes)} for a full context"),
+        ("memory", f"about {size(plan.memory_bytes)} for one conversation of full context on {plan.device}"),
+    ]
+
+
+def print_result(result: "CompileResult") -> None:
+    """Print what was built, and what to do next."""
+    stages = result.stages
+    folder = ", ".join(f"{name} {stages[name]}" for name in stages if name != "library") or "as it was"
+    print_table([
+        ("model folder", f"{result.folder} ({folder})"),
+        ("library", f"{result.library} ({stages['library']})"),
+        ("chat", f"mlc chat {result.folder} --model-lib {result.library}"),
+    ])  # fmt: skip

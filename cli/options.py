@@ -1,0 +1,44 @@
+"""Options that several commands share, and the values of upstream's flags that this version cannot honour."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..runtime.errors import UsageError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+QUANTIZATIONS = (
+    "q0f16", "q0bf16", "q0f32", "q3f16_0", "q3f16_1", "q4f16_0", "q4f16_1", "q4f16_2", "q4bf16_1", "q4f32_1",
+)  # fmt: skip
+
+FILE_OR_FOLDER = click.Path(path_type=Path)
+
+
+def quantization_option(*, required: bool = False, default: str = "") -> Callable[[Function], Function]:
+    """`-q/--quantization`; `default` says what happens without it."""
+    return click.option(
+        "-q",
+        "--quantization",
+        metavar="NAME",
+        required=required,
+        help=f"How weights are stored: {', '.join(QUANTIZATIONS)}.{default}",
+    )
+
+
+def model_type_option() -> Callable[[Function], Function]:
+    """`--model-type`."""
+    return click.option(
+        "--model-type",
+        default="auto",
+        metavar="NAME",
+        show_default=True,
+        help="Architecture, as llama; auto: the config's.",
+    )
+
+
+def refuse(flag: str, value: str, reason: str) -> UsageError:
+    """The error for a flag of upstream whose value cannot be honoured."""
+    return UsageError(f"{flag} {value}: {reason}".replace(" :", ":"))
