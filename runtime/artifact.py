@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,15 @@ CHAT_CONFIG_NAME = "mlc-chat-config.json"
 TENSOR_CACHE_NAME = "tensor-cache.json"
 TENSOR_CACHE_OLD_NAME = "ndarray-cache.json"
 MAX_JSON_BYTES = 256 << 20  # bounds what is read before it is parsed
+
+
+def cache_home() -> Path:
+    """Where downloads, and models compiled by name, are kept: MLC_LLM_HOME, else the user's cache folder."""
+    if home := os.environ.get("MLC_LLM_HOME"):
+        return Path(home).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local") / "mlc_llm"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlc_llm"
 
 
 class TokenizerInfo(BaseModel):
