@@ -25,15 +25,16 @@ def open_source(model: str, *, progress: Progress | None = None) -> Source:
         from .hub import open_hub
 
         return open_hub(model, progress=progress)
-    path = Path(model).expanduser()
+    path = Path(model)
     try:
+        path = path.expanduser()
         if model and path.is_dir():
             from .huggingface import HuggingFaceSource
 
             return HuggingFaceSource(path)
         if path.is_file():
             return _open_file(path)
-    except (OSError, ValueError) as error:  # no permission, or a name that no file can have
+    except (OSError, ValueError, RuntimeError) as error:  # no permission, a name that no file can have, no such ~user
         raise UsageError(f"{model!r:.200} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     from .registry import RECIPES, open_registered
 

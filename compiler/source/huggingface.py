@@ -42,8 +42,8 @@ class HuggingFaceSource:
         self.generation_config: dict[str, Any] = {}
         if (folder / GENERATION_CONFIG_NAME).exists():
             self.generation_config = _read_object(folder / GENERATION_CONFIG_NAME, "generation configuration")
-        shards = _find_shards(folder)
-        self._stored = _read_shards(shards)
+        shards, promised = _find_shards(folder)
+        self._stored = _read_shards(shards, promised)
         self.tensors: Mapping[str, TensorSpec] = {name: stored.spec for name, stored in self._stored.items()}
         extras = (CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, *TOKENIZER_FILES)
         self.fingerprint: str = fingerprint_files(
@@ -71,20 +71,26 @@ class HuggingFaceSource:
 
 
 def _read_object(path: Path, what: str) -> dict[str, Any]:
-    if path.name == CONFIG_NAME and not path.exists() and (path.parent / CHAT_CONFIG_NAME).exists():
-        raise ModelFileError(
-            f"{path.parent} is a compiled model ({CHAT_CONFIG_NAME}), not source weights: expected a {CONFIG_NAME}"
-        )
+    if path.name == CONFIG_NAME and not path.exists():
+        if (path.parent / CHAT_CONFIG_NAME).exists():
+            raise ModelFileError(
+                f"{path.parent} is a compiled model ({CHAT_CONFIG_NAME}), not source weights: expected a {CONFIG_NAME}"
+            )
+        if gguf := sorted(path.parent.glob("*.gguf")):
+            raise ModelFileError(f"{path.parent} has no {CONFIG_NAME} but GGUF files: name one of them, as {gguf[0]}")
     value = read_json(path, what)
     if not isinstance(value, dict):
         raise ModelFileError(f"{path} holds a {type(value).__name__}; a {what} is a JSON object")
     return value
 
 
-def _find_shards(folder: Path) -> list[Path]:
-    """The weight files in order: model.safetensors, or what the index names, or every *.safetensors there is."""
+def _find_shards(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The weight files in order, and which tensor the index promises in which, where there is one.
+
+    As transformers: model.safetensors, or what the index names, or else every *.safetensors there is.
+    """
     if (folder / SINGLE_FILE_NAME).exists():
-        return [folder / SINGLE_FILE_NAME]
+        return [folder / SINGLE_FILE_NAME], {}
     if (folder / INDEX_NAME).exists():
         return _shards_of_index(folder / INDEX_NAME)
     shards = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
@@ -99,7 +105,7 @@ def _find_shards(folder: Path) -> list[Path]:
             sibling = f"{match['stem']}-{number:05d}-of-{match['count']}.safetensors"
             if not (folder / sibling).exists():
                 raise ModelFileError(f"{folder} lacks {sibling}, which {path.name} says there is")
-    return shards
+    return shards, {}
 
 
 def _what_else(folder: Path) -> str:
@@ -107,7 +113,7 @@ def _what_else(folder: Path) -> str:
     return f" (found {', '.join(found[:3])})" if found else ""
 
 
-def _shards_of_index(path: Path) -> list[Path]:
+def _shards_of_index(path: Path) -> tuple[list[Path], dict[str, str]]:
     weight_map = _read_object(path, "safetensors index").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFileError(f"{path} has no weight_map: expected one from tensor names to file names")
@@ -115,7 +121,7 @@ def _shards_of_index(path: Path) -> list[Path]:
     for name in names:
         if not (path.parent / name).exists():
             raise ModelFileError(f"{path.parent} lacks {name}, which {path.name} names: download it again")
-    return [path.parent / name for name in names]
+    return [path.parent / name for name in names], weight_map
 
 
 def _checked_name(index: Path, name: Any) -> str:
@@ -130,13 +136,18 @@ def _checked_name(index: Path, name: Any) -> str:
     return name
 
 
-def _read_shards(shards: list[Path]) -> dict[str, StoredTensor]:
+def _read_shards(shards: list[Path], promised: dict[str, str]) -> dict[str, StoredTensor]:
     stored: dict[str, StoredTensor] = {}
     for path in shards:
         for tensor in read_header(path):
             if tensor.name in stored:
                 raise ModelFileError(f"tensor {tensor.name} is both in {stored[tensor.name].path} and in {path}")
             stored[tensor.name] = tensor
+    for name, file in promised.items():
+        if name not in stored or stored[name].path.name != PurePosixPath(file).name:
+            raise ModelFileError(
+                f"{shards[0].parent}: {INDEX_NAME} names tensor {name} in {file}, which does not hold it"
+            )
     if not stored:
         raise ModelFileError(f"{shards[0]} holds no tensors")
     return stored
