@@ -72,12 +72,12 @@ def _stamp(shards: Sequence[Shard]) -> Path | None:
         path = os.fsencode(shard.path.absolute())
         key.update(b"%d %b %d %d %b\n" % (len(path), path, shard.size, shard.mtime_ns, (shard.md5sum or "").encode()))
     try:
-        return _cache_folder() / "verified" / key.hexdigest()
+        return cache_folder() / "verified" / key.hexdigest()
     except RuntimeError:  # no home directory
         return None
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """MLC's: $MLC_LLM_HOME, else mlc_llm in $XDG_CACHE_HOME or ~/.cache."""
     if home := os.environ.get("MLC_LLM_HOME"):
         return Path(home)
