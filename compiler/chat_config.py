@@ -111,8 +111,9 @@ def _prompt(
     except ConversationError as error:
         raise ModelFileError(f"{name}: {error}: name another with --conv-template") from None
     if chat_template is not None:
-        guessed = guess_conv_template(chat_template)
-        return None if guessed is None else named_template(guessed).to_dict(), "jinja"
+        # The object is for MLC's runtime alone: the same format where the library has it, else the nearest one.
+        nearest = guess_conv_template(chat_template) or _name_by_tokens(name, tokenizer)
+        return None if nearest == PLAIN else named_template(nearest).to_dict(), "jinja"
     known = _name_by_tokens(name, tokenizer)
     progress.note(f"{name} brings no chat template: {known!r} is used; --conv-template NAME chooses another")
     return named_template(known).to_dict(), "conv_template"

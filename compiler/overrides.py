@@ -77,7 +77,7 @@ def parse_overrides(text: str) -> dict[str, int]:
         try:
             number = int(value) if value.lower() not in ("true", "false") else int(value.lower() == "true")
         except ValueError:
-            raise UsageError(f"--overrides {key}={value!r} is not an integer: expected {_KEYS[key]}") from None
+            raise UsageError(f"--overrides {key}={value!r:.60} is not an integer: expected {_KEYS[key]}") from None
         if number not in _KEYS[key]:
             why = f" ({_SINGLE[key]} in this version)" if key in _SINGLE else ""
             raise UsageError(f"--overrides {key}={value} is out of range: expected {_KEYS[key]}{why}")

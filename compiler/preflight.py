@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +17,7 @@ def require_c_compiler() -> str:
     """The compiler that links model libraries. Raises EngineError where there is none."""
     for variable in ("CXX", "CC"):
         if command := os.environ.get(variable):
-            program = shlex.split(command)[0]
-            if shutil.which(program) is None:
+            if shutil.which(command) is None:
                 raise EngineError(f"${variable} is {command!r}, and there is no such program: unset it or correct it")
             return command
     for name in _COMPILERS:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.artifact import CHAT_CONFIG_NAME, ChatConfig, load_chat_config, model_hash
-from ..runtime.errors import ModelFileError
+from ..runtime.artifact import CHAT_CONFIG_NAME, TENSOR_CACHE_NAME, ChatConfig, load_chat_config, model_hash
+from ..runtime.errors import ModelFileError, UsageError
 from . import stamps
 from .chat_config import make_chat_config
 from .locks import locked
@@ -127,8 +127,7 @@ def build_folder(
         if "weights" in stages:
             done["weights"] = _build_weights(model, scheme, folder, force, progress)
         if staged is not None:
-            _install(Path(temporary), staged, folder)
-            stamps.write_stamp(folder / STAMP_NAME, "config", {"key": key, "files": [*staged, CHAT_CONFIG_NAME]})
+            _install(Path(temporary), staged, folder, key)
             done["config"] = "built"
     return done
 
@@ -192,28 +191,32 @@ def _stage_config(
     return names
 
 
-def _install(staging: Path, tokenizer_files: list[str], folder: Path) -> None:
+def _install(staging: Path, tokenizer_files: list[str], folder: Path, key: str) -> None:
     """Move what was staged into the folder, the configuration last; tokenizer files of an earlier model go."""
-    old = stamps.read_stamps(folder / STAMP_NAME).get("config", {}).get("files", [])
+    stamp = folder / STAMP_NAME
+    old = stamps.read_stamps(stamp).get("config", {}).get("files", [])
+    stamps.write_stamp(stamp, "config", None)
     with explained(folder):
         (folder / CHAT_CONFIG_NAME).unlink(missing_ok=True)
         for name in set(old) - set(tokenizer_files) - {CHAT_CONFIG_NAME}:
             (folder / Path(name).name).unlink(missing_ok=True)
         for name in [*tokenizer_files, CHAT_CONFIG_NAME]:
             (staging / name).replace(folder / name)
+    stamps.write_stamp(stamp, "config", {"key": key, "files": [*tokenizer_files, CHAT_CONFIG_NAME]})
 
 
 def _build_weights(model: OpenModel, scheme: "Scheme", folder: Path, force: bool, progress: "Progress") -> str:
     key = weights_key(model, scheme)
     stamp = stamps.read_stamps(folder / STAMP_NAME).get("weights", {})
-    if not force and stamp.get("key") == key and stamps.weights_present(folder):
+    index = stamps.file_digest(folder / TENSOR_CACHE_NAME)
+    if not force and stamp == {"key": key, "index": index} and stamps.weights_present(folder):
         progress.skip("weights", "up to date")
         return "up to date"
     summary = plan_weights(model.weights, scheme)
     progress.stage("weights", summary.file_bytes)
-    stamps.write_stamp(folder / STAMP_NAME, "weights", None)
     convert_weights(model.source, model.weights, scheme, folder, progress=steps(progress, summary.file_bytes))
-    stamps.write_stamp(folder / STAMP_NAME, "weights", {"key": key})
+    index = stamps.file_digest(folder / TENSOR_CACHE_NAME)
+    stamps.write_stamp(folder / STAMP_NAME, "weights", {"key": key, "index": index})
     return "built"
 
 
@@ -221,7 +224,7 @@ def folder_config(folder: Path, quantization: str | None, overrides: Mapping[str
     """The configuration of a compiled folder, with overrides in it. Raises ModelFileError, UsageError."""
     config = load_chat_config(folder)
     if quantization not in (None, config.quantization):
-        raise ModelFileError(f"{folder} is quantized as {config.quantization}, not {quantization}: "
+        raise UsageError(f"{folder} is quantized as {config.quantization}, not {quantization}: "
                              "compile the source weights again for another quantization")  # fmt: skip
     if not overrides:
         return config

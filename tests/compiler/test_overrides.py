@@ -1,0 +1,106 @@
+"""`--overrides` and `--opt`: what is honoured is returned, everything else is refused by name."""
+
+import pytest
+from mlc_llm.compiler.overrides import check_applied, parse_opt, parse_overrides, trained_context
+from mlc_llm.runtime.errors import UsageError
+
+
+def test_pairs_are_parsed_as_upstream_writes_them() -> None:
+    text = "context_window_size=4096;prefill_chunk_size=512; sliding_window_size=-1;max_batch_size=1;"
+    assert parse_overrides(text) == {
+        "context_window_size": 4096,
+        "prefill_chunk_size": 512,
+        "sliding_window_size": -1,
+        "max_batch_size": 1,
+    }
+    assert parse_overrides("") == {}
+
+
+def test_one_device_is_accepted() -> None:
+    text = "tensor_parallel_shards=1;pipeline_parallel_stages=1;disaggregation=false"
+    assert parse_overrides(text) == {
+        "tensor_parallel_shards": 1,
+        "pipeline_parallel_stages": 1,
+        "disaggregation": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("context_windowsize=1", ["'context_windowsize'", "did you mean 'context_window_size'?"]),
+        ("temperature=1", ["'temperature' is unknown", "prefill_chunk_size"]),
+        ("context_window_size", ["no value", "key=value"]),
+        ("context_window_size=", ["''", "not an integer"]),
+        ("context_window_size=4k", ["'4k'", "not an integer"]),
+        ("context_window_size=1.5", ["'1.5'", "not an integer"]),
+        ("context_window_size=0", ["=0", "1..16777216"]),
+        ("context_window_size=-1", ["=-1", "1..16777216"]),
+        ("sliding_window_size=-2", ["=-2", "or -1"]),
+        ("attention_sink_size=-5", ["=-5", "0..16777216 or -1"]),
+        ("max_batch_size=100000", ["=100000", "1..65536"]),
+        ("tensor_parallel_shards=2", ["=2", "expected 1", "one device"]),
+        ("pipeline_parallel_stages=0", ["=0", "expected 1"]),
+        ("disaggregation=true", ["disaggregation=true", "one process"]),
+        ("max_batch_size=1;max_batch_size=2", ["twice", "1 and 2"]),
+        (f"context_window_size={'9' * 5000}", ["not an integer"]),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(text: str, words: list[str]) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_overrides(text)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_the_context_ends_where_the_model_was_trained_to() -> None:
+    config = {"max_position_embeddings": 2048, "context_window_size": 2048}
+    check_applied({"context_window_size": 2048}, config)
+    with pytest.raises(UsageError, match=r"context_window_size=4096 is out of range.*1\.\.2048"):
+        check_applied({"context_window_size": 4096}, {**config, "context_window_size": 4096})
+
+
+@pytest.mark.parametrize(
+    ("scaling", "context"),
+    [
+        (None, 4096),
+        ({"rope_type": "linear", "factor": 2.0}, 8192),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}, 16384),
+        # Llama 3.1 counts the stretched positions already
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 512}, 4096),
+    ],
+)
+def test_rope_scaling_stretches_the_trained_context(scaling: dict[str, object] | None, context: int) -> None:
+    assert trained_context({"max_position_embeddings": 4096, "rope_scaling": scaling}) == context
+
+
+def test_an_override_that_the_model_did_not_take_is_an_error() -> None:
+    with pytest.raises(UsageError, match="has sliding_window_size = -1 and cannot change it"):
+        check_applied({"sliding_window_size": 512}, {"sliding_window_size": -1, "context_window_size": 64})
+    with pytest.raises(UsageError, match=r"prefill_chunk_size=128 is out of range: expected 1\.\.64"):
+        check_applied({"prefill_chunk_size": 128}, {"prefill_chunk_size": 64, "context_window_size": 64})
+
+
+@pytest.mark.parametrize("level", ["O0", "O1", "O2", "O3"])
+def test_levels_of_optimisation(level: str) -> None:
+    assert parse_opt(level, "cpu") == level
+
+
+def test_upstreams_flags_are_accepted_where_they_ask_for_nothing() -> None:
+    text = "flashinfer=0;cublas_gemm=0;faster_transformer=0;cudagraph=0;cutlass=0;ipc_allreduce_strategy=NONE"
+    assert parse_opt(text, "cpu") == "O2"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("O4", ["'O4'", "O0, O1, O2, O3"]),
+        ("", ["''", "O0"]),
+        ("cublas_gemm=1", ["cublas_gemm=1", "cpu", "cublas_gemm=0"]),
+        ("ipc_allreduce_strategy=AUTO", ["expected ipc_allreduce_strategy=NONE"]),
+        ("flashinferr=0", ["did you mean 'flashinfer'?"]),
+    ],
+)
+def test_optimisations_that_the_device_lacks_are_refused(text: str, words: list[str]) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_opt(text, "cpu")
+    assert all(word in str(error.value) for word in words), str(error.value)
