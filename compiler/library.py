@@ -1,14 +1,13 @@
 """The library stage: a model folder's config -> a `.so` for one target, with its metadata."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 
 from .. import __version__
 from ..runtime.artifact import ChatConfig, KVCacheMetadata, LibraryMetadata, ParamMetadata, model_hash
@@ -16,20 +15,9 @@ from ..runtime.errors import EngineError
 from .model.modules import Layers
 from .model.registry import get_architecture
 from .passes.pipeline import pipeline
+from .preflight import require_c_compiler
 from .quantization.scheme import get_scheme
 from .target import CompileTarget
-
-_COMPILERS = ("c++", "g++", "clang++", "cc", "gcc", "clang")
-
-
-def find_c_compiler() -> str:
-    """The compiler that links the library: $CXX, $CC or the first on PATH. Raises EngineError."""
-    for name in (os.environ.get("CXX"), os.environ.get("CC"), *_COMPILERS):
-        if name and shutil.which(name):
-            return name
-    raise EngineError(
-        "no C compiler found: linking a model library needs cc, gcc or clang on PATH (Debian: apt install gcc)"
-    )
 
 
 def build_library(
@@ -46,7 +34,7 @@ def build_library(
     `progress` is called with (steps done, steps in all, what comes next). Raises EngineError without a C compiler
     or when the file cannot be written.
     """
-    compiler = find_c_compiler()
+    compiler = require_c_compiler()
     report = progress or (lambda done, total, what: None)
     if debug_dump is not None:
         debug_dump.mkdir(parents=True, exist_ok=True)
@@ -85,8 +73,8 @@ def _metadata(config: ChatConfig, model_config: Any, layers: Layers, target: Com
         model_type=config.model_type,
         quantization=config.quantization,
         context_window_size=model_config.context_window_size,
-        sliding_window_size=model_config.sliding_window_size,
-        attention_sink_size=model_config.attention_sink_size,
+        # the cache keeps every token and sliding layers mask by position: no window for the runtime to move
+        sliding_window_size=-1,
         prefill_chunk_size=model_config.prefill_chunk_size,
         max_batch_size=model_config.max_batch_size,
         vocab_size=config.vocab_size,
@@ -117,8 +105,8 @@ def _link(executable: Any, output: Path, compiler: str) -> None:
     try:
         # no symbol names of temporary files and no build id: the same input gives the same bytes
         executable.export_library(temporary, options=["-Wl,-s", "-Wl,--build-id=none"], cc=compiler)
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, output)
+        Path(temporary).chmod(0o755)
+        Path(temporary).replace(output)
     except (OSError, RuntimeError) as error:
         raise EngineError(f"{output} could not be written: {str(error).strip().splitlines()[-1]}") from error
     finally:

@@ -19,7 +19,8 @@ WeightKind = Literal["linear", "embedding", "head", "plain"]
 class Weight:
     """One parameter of the model as it is stored.
 
-    `sources` are Hugging Face names whose tensors are concatenated on axis 0 (q, k, v or gate, up) before anything else.
+    `sources` are Hugging Face names; their tensors are concatenated on axis 0 (q, k, v or gate, up) before anything
+    else.
     `kind` tells the quantization scheme what it may do: only linear, embedding and head weights are ever quantized;
     then `x.weight` becomes `x.q_weight` and `x.q_scale`.
     """

@@ -50,7 +50,9 @@ class CausalLM(nn.Module):
         """One sequence, one token: [1, 1, hidden] -> logits [1, 1, vocab]."""
         return self.logits(self.hidden_states(input_embeds, kv_cache)), kv_cache
 
-    def batch_prefill(self, input_embeds: Tensor, logit_positions: Tensor, kv_cache: PagedKVCache) -> tuple[Tensor, PagedKVCache]:  # fmt: skip
+    def batch_prefill(
+        self, input_embeds: Tensor, logit_positions: Tensor, kv_cache: PagedKVCache
+    ) -> tuple[Tensor, PagedKVCache]:
         """Several sequences end to end [1, total, hidden], int32 [count] -> logits [1, count, vocab]."""
         hidden = self.hidden_states(input_embeds, kv_cache)
         features = hidden.shape[2]
@@ -81,8 +83,12 @@ class CausalLM(nn.Module):
             "embed": {"input_ids": nn.spec.Tensor(["seq_len"], "int32"), "$": packed},
             "prefill": {"input_embeds": embeds(1, "seq_len"), "kv_cache": cache, "$": packed},
             "decode": {"input_embeds": embeds(1, 1), "kv_cache": cache, "$": packed},
-            "batch_prefill": {"input_embeds": embeds(1, "seq_len"), "logit_positions": positions, "kv_cache": cache,
-                              "$": packed},  # fmt: skip
+            "batch_prefill": {
+                "input_embeds": embeds(1, "seq_len"),
+                "logit_positions": positions,
+                "kv_cache": cache,
+                "$": packed,
+            },
             "batch_decode": {"input_embeds": embeds("batch_size", 1), "kv_cache": cache, "$": packed},
             "batch_verify": {"input_embeds": embeds(1, "seq_len"), "kv_cache": cache, "$": packed},
             "create_tir_paged_kv_cache": {

@@ -14,7 +14,15 @@ from tvm.relax.frontend.nn import Tensor, op
 from ...runtime.artifact import ParamMetadata, Preproc
 from ..kernels.cpu import layers as cpu_layers
 from ..kernels.cpu.matmul import Matmul, gemm, gemv
-from ..kernels.cpu.storage import DenseStorage, GroupStorage, pack_rows, packed_dtype, storage_dtype, tiled_shape, widen_vector
+from ..kernels.cpu.storage import (
+    DenseStorage,
+    GroupStorage,
+    pack_rows,
+    packed_dtype,
+    storage_dtype,
+    tiled_shape,
+    widen_vector,
+)
 from ..quantization.scheme import Scheme
 from ..target import CompileTarget
 from .architecture import Weight, WeightKind
@@ -64,7 +72,7 @@ class Layers:
         return parameter
 
     def tiled(self, stored: ParamMetadata, rows: int, units: int, dtype: str, *, transposed: bool) -> nn.Parameter:
-        """A parameter [tiles, units, 16] of `dtype`, made of a stored matrix [rows, units] ([units, rows] if transposed)."""
+        """A parameter [tiles, units, 16] of `dtype`, made of a stored matrix [rows, units]; [units, rows] if transposed."""
         source_dtype = storage_dtype(stored.dtype)
         name = f"tile_{'kn' if transposed else 'nk'}_{source_dtype}_{rows}x{units}"
         if name not in self.preprocs:
@@ -197,5 +205,7 @@ class SiluMul(nn.Module):
         """float32 [batch, seq, 2 x features] -> [batch, seq, features]."""
         batch, seq, _ = x.shape
         single = _is_single(batch, seq)
-        kernel = self.layers_.kernel(("silu_mul", self.features, single), cpu_layers.silu_mul, self.features, single=single)
+        kernel = self.layers_.kernel(
+            ("silu_mul", self.features, single), cpu_layers.silu_mul, self.features, single=single
+        )
         return op.tensor_ir_op(kernel, "silu_mul", [x], Tensor.placeholder((batch, seq, self.features), "float32"))

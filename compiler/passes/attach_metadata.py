@@ -6,7 +6,7 @@ from tvm import relax
 from ...runtime.artifact import LibraryMetadata
 
 
-def AttachMetadata(metadata: LibraryMetadata) -> tvm.transform.Pass:  # noqa: N802 - passes are named as classes
+def AttachMetadata(metadata: LibraryMetadata) -> tvm.transform.Pass:
     """Add `_metadata() -> str`; memory use of each function is read off the planned storage."""
 
     @tvm.transform.module_pass(opt_level=0, name="AttachMetadata")
@@ -27,14 +27,11 @@ def AttachMetadata(metadata: LibraryMetadata) -> tvm.transform.Pass:  # noqa: N8
 
 def _planned_bytes(function: relax.Function) -> int:
     """Bytes of the storages that StaticPlanBlockMemory gave a function."""
+    alloc_storage = tvm.ir.Op.get("relax.memory.alloc_storage")
     total = 0
-
-    def visit(expression: relax.Expr) -> None:
-        nonlocal total
-        if isinstance(expression, relax.Call) and expression.op == tvm.ir.Op.get("relax.memory.alloc_storage"):
-            size = expression.args[0]
-            if isinstance(size, relax.ShapeExpr) and isinstance(size.values[0], tvm.tirx.IntImm):
-                total += int(size.values[0])
-
-    relax.analysis.post_order_visit(function, visit)
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            if isinstance(binding.value, relax.Call) and binding.value.op == alloc_storage:
+                size = binding.value.args[0].values[0]
+                total += int(size) if isinstance(size, tvm.tirx.IntImm) else 0
     return total

@@ -6,7 +6,7 @@ import tvm
 from tvm import relax
 
 
-def AttachVariableBounds(bounds: Mapping[str, int]) -> tvm.transform.Pass:  # noqa: N802 - passes are named as classes
+def AttachVariableBounds(bounds: Mapping[str, int]) -> tvm.transform.Pass:
     """Attach `tir_var_upper_bound` to every Relax function."""
 
     @tvm.transform.module_pass(opt_level=0, name="AttachVariableBounds")

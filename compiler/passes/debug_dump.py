@@ -5,7 +5,7 @@ from pathlib import Path
 import tvm
 
 
-def DebugDump(folder: Path | None, stage: str) -> tvm.transform.Pass:  # noqa: N802 - passes are named as classes
+def DebugDump(folder: Path | None, stage: str) -> tvm.transform.Pass:
     """A pass that writes the module to `folder/debug-<stage>.py` and changes nothing; None writes nothing."""
 
     @tvm.transform.module_pass(opt_level=0, name=f"DebugDump.{stage}")

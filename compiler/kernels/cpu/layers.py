@@ -25,7 +25,9 @@ def embedding(rows: int, columns: int, storage: GroupStorage | DenseStorage) -> 
                 with T.serial(0, columns) as c:
                     T.buffer_store(y, widen(table[tile, c, lane], storage.dtype, 1), [i, c])
             else:
-                _group_row(storage, columns, words, scales, tile, lane, lambda c, value: T.buffer_store(y, value, [i, c]))
+                _group_row(
+                    storage, columns, words, scales, tile, lane, lambda c, value: T.buffer_store(y, value, [i, c])
+                )
     return k.function
 
 

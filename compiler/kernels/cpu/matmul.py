@@ -8,7 +8,6 @@ to float32 once and then used by all blocks.
 """
 # mypy: ignore-errors
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -84,46 +83,50 @@ def gemv(op: Matmul) -> tirx.PrimFunc:
     with kernel("gemv") as k:
         x, weight, bias, residual, y = op.declare(k, 1, 1)
         with k.body():
-            row = _widened_row(op, x)
-            sums = _group_sums(op, row) if isinstance(op.storage, GroupStorage) else None
+            grouped = isinstance(op.storage, GroupStorage)
+            row, sums = _scaled_row(op, x) if grouped else (_widened_row(op, x), None)
             with T.parallel(0, tiles(op.out_features)) as tile:
                 total = local()
                 store(total, zeros())
-                if sums is None:
-                    _dense_dot(op, row, weight[0], tile, total)
-                else:
+                if grouped:
                     _group_dot(op, row, sums, weight, tile, total)
+                else:
+                    _dense_dot(op, row, weight[0], tile, total)
                 _store_tile(op, load(total), tile, (0, 0), bias, residual, y)
     return k.function
 
 
 def _widened_row(op: Matmul, x):
-    """x as float32, padded with zeros to whole groups: a function of the index."""
-    if op.in_dtype == "float32" and op.padded_columns == op.in_features:
-        return lambda index: x[0, 0, index]
-    row = T.sblock_alloc_buffer((op.padded_columns,), "float32")
+    """x [1, 1, in_features] as float32 [in_features]."""
+    row = T.sblock_alloc_buffer((op.in_features,), "float32")
     with T.serial(0, op.in_features) as i:
         T.buffer_store(row, T.cast(x[0, 0, i], "float32"), [i])
-    with T.serial(0, op.padded_columns - op.in_features) as i:
-        T.buffer_store(row, T.float32(0), [op.in_features + i])
-    return lambda index: row[index]
+    return row
 
 
-def _group_sums(op: Matmul, row: Callable):
-    """-zero_point * sum of x over each group: what the codes' zero point adds to a dot product."""
+def _scaled_row(op: Matmul, x):
+    """x over the powers of two that `masked_code` leaves on the codes, padded with zeros to whole groups,
+    and -zero_point * sum of x over each group: what the codes' zero point adds to a dot product."""
     storage = op.storage
-    groups = storage.groups(op.in_features)
+    groups, size = storage.groups(op.in_features), storage.group_size
+    row = T.sblock_alloc_buffer((op.padded_columns,), "float32")
     sums = T.sblock_alloc_buffer((groups,), "float32")
     total = local(1)
     with T.serial(0, groups) as g:
         T.buffer_store(total, T.float32(0), [0])
-        with T.serial(0, storage.group_size) as i:
-            T.buffer_store(total, total[0] + row(g * storage.group_size + i), [0])
+        for i in range(size):
+            _, power = storage.masked_code(splat(T.int32(0)), i % storage.codes_per_word)
+            column = g * size + i
+            value = T.cast(x[0, 0, column], "float32")
+            if op.padded_columns != op.in_features:
+                value = T.if_then_else(column < op.in_features, value, T.float32(0))
+            T.buffer_store(total, total[0] + value, [0])
+            T.buffer_store(row, value * T.float32(1 / power), [column])
         T.buffer_store(sums, total[0] * T.float32(-storage.zero_point), [g])
-    return sums
+    return row, sums
 
 
-def _group_dot(op: Matmul, row: Callable, sums, weight, tile, total) -> None:
+def _group_dot(op: Matmul, row, sums, weight, tile, total) -> None:
     words, scales = weight
     storage = op.storage
     partial = [local() for _ in range(_ACCUMULATORS)]
@@ -136,19 +139,20 @@ def _group_dot(op: Matmul, row: Callable, sums, weight, tile, total) -> None:
             store(word, words[tile, g * storage.words_per_group + w, lanes(0)])
             for i in range(storage.codes_per_word):
                 p = partial[i % _ACCUMULATORS]
+                code, _ = storage.masked_code(load(word), i)
                 column = g * storage.group_size + w * storage.codes_per_word + i
-                store(p, load(p) + splat(row(column)) * storage.code(load(word), i))
+                store(p, load(p) + splat(row[column]) * code)
         dot = (load(partial[0]) + load(partial[1])) + (load(partial[2]) + load(partial[3]))
         store(total, load(total) + dot * widen(scales[tile, g, lanes(0)], storage.scale_dtype))
 
 
-def _dense_dot(op: Matmul, row: Callable, weight, tile, total) -> None:
+def _dense_dot(op: Matmul, row, weight, tile, total) -> None:
     partial = [local() for _ in range(_ACCUMULATORS)]
     for p in partial:
         store(p, zeros())
 
     def accumulate(column, p) -> None:
-        store(p, load(p) + splat(row(column)) * widen(weight[tile, column, lanes(0)], op.storage.dtype))
+        store(p, load(p) + splat(row[column]) * widen(weight[tile, column, lanes(0)], op.storage.dtype))
 
     whole = op.in_features // _ACCUMULATORS
     with T.serial(0, whole) as step:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..builder import kernel
+from ..builder import kernel, splat
 from .vector import _float32_of_half_bits as float32_of_half_bits
 
 TILE = 16  # rows of a tile: one AVX-512 vector, two of AVX2, four of NEON or SSE
@@ -89,6 +89,14 @@ class GroupStorage:
         groups = self.groups(columns)
         return tiled_shape(rows, groups * self.words_per_group), tiled_shape(rows, groups)
 
+    def masked_code(self, word, index: int) -> tuple[object, float]:
+        """Code `index` of a vector of words times a power of two, and that power: saves the shift where it can."""
+        shift = self.bits * index
+        if shift + self.bits == 32:  # the sign bit would make it negative
+            return self.code(word, index), 1.0
+        masked = T.bitwise_and(word, splat(T.int32((2**self.bits - 1) << shift)))
+        return T.cast(masked, f"float32x{TILE}"), 2.0**shift
+
     def code(self, word, index: int, count: int = TILE):
         """Code `index` of a word (or of a vector of words) as float32, without the zero point taken off."""
         shifted = T.shift_right(word, _splat(T.int32(index * self.bits), count)) if index else word
@@ -144,4 +152,6 @@ def _convert(value, dtype: str, packed_dtype: str):
         return value
     if packed_dtype != "float32":
         return T.reinterpret(value, dtype=packed_dtype)
-    return widen(value, dtype, 1) if dtype == "uint16" else float32_of_half_bits(T.reinterpret(value, dtype="uint16"), 1)
+    return (
+        widen(value, dtype, 1) if dtype == "uint16" else float32_of_half_bits(T.reinterpret(value, dtype="uint16"), 1)
+    )

@@ -1,0 +1,178 @@
+"""Tiny random Llamas, compiled by the whole pipeline and run by the thin runtime: logits equal transformers'."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from mlc_llm.compiler.compile import CompileOptions, compile_model
+from mlc_llm.runtime.model import Model
+
+BASE: dict[str, Any] = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 131,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "untied, grouped heads": {},
+    "tied, one key-value head, biases": {
+        "tie_word_embeddings": True,
+        "num_key_value_heads": 1,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "wide heads": {"head_dim": 24, "num_key_value_heads": 4},
+    "llama3 scaling": {"rope_parameters": {"rope_theta": 5000.0, **LLAMA3}},
+    "linear scaling": {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "linear", "factor": 4.0}},
+    "dynamic scaling": {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 2.0}},
+    "yarn scaling": {"rope_parameters": {"rope_theta": 10000.0, **YARN}},
+}
+
+
+def random_model(seed: int, **settings: Any) -> transformers.LlamaForCausalLM:
+    """A Llama whose every weight, biases and norms too, is random."""
+    torch.manual_seed(seed)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**BASE, **settings})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
+    return model
+
+
+def write_model(model: transformers.LlamaForCausalLM, folder: Path) -> Path:
+    """Save as a Hugging Face folder with a word tokenizer."""
+    model.save_pretrained(folder)
+    vocabulary = {f"t{i}": i for i in range(model.config.vocab_size)}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="t0"))
+    words.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def load(source: Path, output: Path, quantization: str, **options: Any) -> Model:
+    result = compile_model(CompileOptions(str(source), quantization=quantization, output=output, **options))
+    return Model.load(result.folder, result.library, max_num_sequence=4, max_total_sequence_length=512)
+
+
+def reference(model: transformers.LlamaForCausalLM, tokens: list[int]) -> NDArray[np.float32]:
+    with torch.no_grad():
+        logits: NDArray[np.float32] = model(torch.tensor([tokens])).logits[0].numpy()
+    return logits
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_equal_transformers(variant: str, tmp_path: Path) -> None:
+    model = random_model(len(variant), **VARIANTS[variant])
+    compiled = load(write_model(model, tmp_path / "source"), tmp_path / "out", "q0f32",
+                    overrides="prefill_chunk_size=48")  # fmt: skip
+    tokens = np.random.default_rng(0).integers(0, BASE["vocab_size"], 120).tolist()
+    expected = reference(model, tokens)
+    whole = compiled.add_sequence()
+    np.testing.assert_allclose(compiled.logits_of(whole, tokens), expected, atol=2e-4)
+    steps = compiled.add_sequence()
+    np.testing.assert_allclose(compiled.prefill(steps, tokens[:100]), expected[99], atol=2e-4)
+    for i in range(100, 108):
+        np.testing.assert_allclose(compiled.decode([steps], [tokens[i]])[0], expected[i], atol=2e-4)
+    # two sequences of different length in one step, one of them a fork
+    fork = compiled.fork_sequence(steps, 50)
+    both = compiled.decode([steps, fork], [tokens[108], tokens[50]])
+    np.testing.assert_allclose(both, expected[[108, 50]], atol=2e-4)
+    compiled.pop(steps, 9)
+    np.testing.assert_allclose(compiled.decode([steps], [tokens[100]])[0], expected[100], atol=2e-4)
+
+
+def test_a_sliding_window_hides_older_tokens(tmp_path: Path) -> None:
+    model = random_model(3)
+    source = write_model(model, tmp_path / "source")
+    config = (source / "config.json").read_text().rstrip().removesuffix("}")
+    (source / "config.json").write_text(f'{config}, "sliding_window": 20}}')
+    compiled = load(source, tmp_path / "out", "q0f32")
+    mistral = transformers.MistralForCausalLM(
+        transformers.MistralConfig(
+            **{**BASE, "sliding_window": 20, "head_dim": 12, "tie_word_embeddings": False},
+            rope_parameters={"rope_theta": 10000.0, "rope_type": "default"},
+            attn_implementation="eager",
+        )
+    ).eval()
+    mistral.load_state_dict(model.state_dict())
+    tokens = np.random.default_rng(0).integers(0, BASE["vocab_size"], 90).tolist()
+    expected = reference(mistral, tokens)
+    sequence = compiled.add_sequence()
+    np.testing.assert_allclose(compiled.prefill(sequence, tokens[:40]), expected[39], atol=2e-4)
+    np.testing.assert_allclose(compiled.prefill(sequence, tokens[40:70]), expected[69], atol=2e-4)
+    for i in range(70, 90):
+        np.testing.assert_allclose(compiled.decode([sequence], [tokens[i]])[0], expected[i], atol=2e-4)
+
+
+# largest difference of the logits from those of the float32 model, whose logits spread over about +-8
+QUANTIZED = {
+    "q0f16": 0.02,
+    "q0bf16": 0.2,
+    "q4f16_0": 2.5,
+    "q4f16_1": 2.5,
+    "q4f16_2": 2.5,
+    "q4f32_1": 2.5,
+    "q4bf16_1": 2.5,
+    "q3f16_0": 5.0,
+    "q3f16_1": 5.0,
+}
+
+
+@pytest.mark.parametrize("quantization", QUANTIZED)
+def test_quantized_logits_equal_transformers_on_the_dequantized_weights(quantization: str, tmp_path: Path) -> None:
+    from mlc_llm.compiler.model.registry import get_architecture
+    from mlc_llm.compiler.quantization.group import dequantize
+    from mlc_llm.compiler.quantization.scheme import get_scheme
+    from mlc_llm.runtime.weights import WeightStore
+
+    model = random_model(5, tie_word_embeddings=quantization.endswith("_1"))
+    compiled = load(write_model(model, tmp_path / "source"), tmp_path / "out", quantization)
+    scheme = get_scheme(quantization)
+    store = WeightStore(tmp_path / "out")
+    architecture = get_architecture("llama")
+    state = {}
+    for weight in architecture.weights(architecture.from_dict(model.config.to_dict())):
+        arrays = [_as_float(store, record.name, scheme.model_dtype) for record in scheme.stored(weight)]
+        value = arrays[0]
+        if len(arrays) == 2:
+            codes = store.read(scheme.stored(weight)[0].name)
+            transposed = scheme.is_transposed(weight.kind)
+            value = dequantize(codes, arrays[1], scheme, weight.shape, transposed=transposed)
+        rows = [model.state_dict()[source].shape[0] for source in weight.sources]
+        for source, part in zip(weight.sources, np.split(value, np.cumsum(rows)[:-1]), strict=True):
+            state[source] = torch.from_numpy(part.astype(np.float32))
+    tokens = np.random.default_rng(0).integers(0, BASE["vocab_size"], 60).tolist()
+    unquantized = reference(model, tokens)
+    model.load_state_dict(state, strict=False)
+    logits = compiled.logits_of(compiled.add_sequence(), tokens)
+    # keys, values and queries are rounded to float16 in the cache of float16 schemes
+    np.testing.assert_allclose(logits, reference(model, tokens), atol=3e-2 if "f16" in quantization else 1e-3)
+    assert np.abs(logits - unquantized).max() < QUANTIZED[quantization]
+
+
+def _as_float(store: Any, name: str, dtype: str) -> NDArray[Any]:
+    value: NDArray[Any] = store.read(name)
+    if dtype == "bfloat16" and value.dtype == np.uint16:
+        return (value.astype(np.uint32) << 16).view(np.float32)
+    return value
