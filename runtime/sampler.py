@@ -2,7 +2,7 @@
 
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,9 +16,9 @@ Ids = npt.NDArray[np.int64]
 
 _GREEDY_TEMPERATURE = 1e-5  # at or below, the softmax has all its weight on the largest logit
 _FORBIDDEN_BIAS = -100.0
-# Below these, logits (less their maximum) and their exponentials are looked at only when those above do not suffice.
-_LOGIT_FLOORS = (-5.0, -10.0)
-_WEIGHT_FLOORS = tuple(math.exp(floor) for floor in _LOGIT_FLOORS)
+_FLOORS = (-5.0, -10.0)  # logits, less their maximum, below these are looked at only when too few are above
+_FEW = 2048  # candidates that may as well be sorted
+_MAX_SPLITS = 32  # enough for any model's distribution; one made to resist is sorted after them
 _BLOCK = 512
 
 
@@ -112,7 +112,7 @@ class Sampler:
         params = self._params
         if not (self._bias.size or self._counts or self._repeated):
             return logits
-        adjusted = logits.copy()
+        adjusted: Logits = logits.copy()
         adjusted[self._bias_ids] += self._bias
         if self._counts:
             ids = np.fromiter(self._counts, np.int64, len(self._counts))
@@ -128,11 +128,12 @@ class Sampler:
         """One token of softmax(logits / temperature), cut down by top_k, top_p and min_p."""
         params = self._params
         ids: Ids | None = None  # the tokens that are left, None while these are all
-        scaled = (logits - largest) / np.float32(params.temperature)
+        scaled = logits - largest
+        scaled /= np.float32(params.temperature)
         if 0 < params.top_k < scaled.size:
             ids = _largest(scaled, params.top_k)
             scaled = scaled[ids]
-        weights = np.exp(scaled)  # the softmax but for its scale; the largest is 1
+        weights: Logits = np.exp(scaled, out=scaled)  # the softmax but for its scale; the largest is 1
         if params.top_p < 1:
             kept = _nucleus(weights, params.top_p)
             weights, ids = weights[kept], kept if ids is None else ids[kept]
@@ -148,37 +149,53 @@ class Sampler:
         return (int(raw) >> 11) * 2.0**-53
 
 
-def _likely(values: Logits, floors: Sequence[float], enough: Callable[[Logits], bool]) -> Logits:
-    """The values above the first floor that are `enough`, so that only few have to be sorted; else all of them."""
-    for floor in floors:
-        candidates = values[values >= floor]
-        if enough(candidates):
-            return candidates
-    return values
-
-
 def _first(values: Logits, count: int, threshold: np.float32) -> Ids:
     """Ascending ids of the `count` largest values, the smallest of which is `threshold`; of equals the lowest ids."""
-    above = np.flatnonzero(values > threshold)
-    equal = np.flatnonzero(values == threshold)
-    return np.sort(np.concatenate([above, equal[: count - above.size]]))
+    ids = np.flatnonzero(values >= threshold)
+    if surplus := ids.size - count:
+        equal = np.flatnonzero(values[ids] == threshold)
+        ids = np.delete(ids, equal[-surplus:])
+    return ids
 
 
 def _largest(scaled: Logits, count: int) -> Ids:
     """Ids of the `count` largest of `scaled`, logits less their maximum, ascending."""
-    candidates = _likely(scaled, _LOGIT_FLOORS, lambda some: some.size >= count)
+    candidates = scaled
+    for floor in _FLOORS:
+        likely = np.compress(scaled >= floor, scaled)
+        if likely.size >= count:
+            candidates = likely
+            break
     place = candidates.size - count
     return _first(scaled, count, np.partition(candidates, place)[place])
 
 
 def _nucleus(weights: Logits, top_p: float) -> Ids:
-    """Ids of the fewest largest weights whose sum is at least `top_p` of the total, ascending."""
-    mass = top_p * float(weights.sum(dtype=np.float64))
-    candidates = _likely(weights, _WEIGHT_FLOORS, lambda some: bool(some.sum(dtype=np.float64) >= mass))
+    """Ids of the fewest largest weights whose sum is at least `top_p` of the total, ascending.
+
+    The smallest of them is found as quickselect finds it: split the candidates at their mean, go on with the side
+    that has it, and sort when few are left. So the work is that of a few passes, not that of a sort.
+    """
+    missing = top_p * float(weights.sum(dtype=np.float64))
+    candidates, above = weights, 0  # `above` weights that are larger than all candidates are in
+    for _ in range(_MAX_SPLITS):
+        if candidates.size <= _FEW:
+            break
+        is_larger = candidates > candidates.mean()
+        larger = np.compress(is_larger, candidates)
+        if not 0 < larger.size < candidates.size:
+            break  # all are equal
+        mass = float(larger.sum(dtype=np.float64))
+        if mass >= missing:
+            candidates = larger
+        else:
+            missing -= mass
+            above += larger.size
+            candidates = np.compress(~is_larger, candidates)
     ordered = np.sort(candidates)[::-1]
-    place = int(np.searchsorted(np.cumsum(ordered, dtype=np.float64), mass))
-    count = min(place + 1, ordered.size)  # the sums are rounded and may stay just below `mass`
-    return _first(weights, count, ordered[count - 1])
+    place = int(np.searchsorted(np.cumsum(ordered, dtype=np.float64), missing))
+    place = min(place, ordered.size - 1)  # the sums are rounded and may stay just below `missing`
+    return _first(weights, above + place + 1, ordered[place])
 
 
 def _pick(weights: Logits, uniform: float) -> int:
@@ -186,7 +203,7 @@ def _pick(weights: Logits, uniform: float) -> int:
 
     The sum runs over blocks first: numpy's cumulative sums are slow.
     """
-    sums = np.cumsum(np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK), dtype=np.float64))
+    sums = np.cumsum(np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK)), dtype=np.float64)
     target = uniform * float(sums[-1])
     block = _covering(sums, target)
     within = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)

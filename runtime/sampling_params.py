@@ -105,7 +105,9 @@ class SamplingParams:
 
 def _invalid(name: str, value: object, wanted: str, what: str | None = None) -> RequestError:
     subject = f"{name}: {what}" if what else name
-    return RequestError(f"{subject} is {short_repr(value)}; it must be {wanted}", param=name, code="invalid_value")
+    # Python refuses to write out numbers of thousands of digits.
+    seen = "a huge number" if isinstance(value, int) and value.bit_length() > 256 else short_repr(value)
+    return RequestError(f"{subject} is {seen}; it must be {wanted}", param=name, code="invalid_value")
 
 
 def _check_real(name: str, value: object, low: float, high: float, what: str | None = None) -> None:
@@ -122,4 +124,5 @@ def _check_integer(name: str, value: object, low: int, high: int, what: str | No
 
 def _check_length(name: str, value: Mapping[int, float] | tuple[object, ...], limit: int) -> None:
     if len(value) > limit:
-        raise RequestError(f"{name} has {len(value)} entries; at most {limit} are allowed", param=name)
+        message = f"{name} has {len(value)} entries; at most {limit} are allowed"
+        raise RequestError(message, param=name, code="invalid_value")

@@ -1,6 +1,7 @@
 """Small tokenizers of the two kinds that models have, built by the packages that define them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -97,7 +98,7 @@ def backends(byte_level_backend: tokenizers.Tokenizer) -> dict[str, tokenizers.T
 def sentencepiece_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer.model with byte fallback that SentencePiece itself trained; BPE is set up as Llama 2's."""
     folder = tmp_path_factory.mktemp(request.param)
-    as_llama = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    as_llama: dict[str, Any] = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS[:4] * 8 + CORPUS[4:]),
         model_prefix=str(folder / "tokenizer"),
