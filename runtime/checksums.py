@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from .artifact import cache_home
 from .errors import ModelFileError
 
 _THREADS = min(8, os.cpu_count() or 1)
@@ -72,17 +73,9 @@ def _stamp(shards: Sequence[Shard]) -> Path | None:
         path = os.fsencode(shard.path.absolute())
         key.update(b"%d %b %d %d %b\n" % (len(path), path, shard.size, shard.mtime_ns, (shard.md5sum or "").encode()))
     try:
-        return cache_folder() / "verified" / key.hexdigest()
+        return cache_home() / "verified" / key.hexdigest()
     except RuntimeError:  # no home directory
         return None
-
-
-def cache_folder() -> Path:
-    """MLC's: $MLC_LLM_HOME, else mlc_llm in $XDG_CACHE_HOME or ~/.cache."""
-    if home := os.environ.get("MLC_LLM_HOME"):
-        return Path(home)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mlc_llm"
 
 
 def _remember(stamp: Path) -> None:

@@ -1,0 +1,155 @@
+"""A model library: the compiled functions of one model for one target, and the checks that it fits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from .. import __version__
+from .artifact import ChatConfig, LibraryMetadata, first_problem, model_hash
+from .devices import cpu_features, host_architecture
+from .elf import read_shared_library
+from .errors import ModelFileError
+from .tvm_runtime import one_line, tvm_ffi, tvm_version
+
+FUNCTIONS = (
+    "embed",
+    "prefill",
+    "decode",
+    "batch_prefill",
+    "batch_decode",
+    "batch_verify",
+    "create_tir_paged_kv_cache",
+)  # fmt: skip
+_CPU = (1, 0)  # DLPack's kDLCPU, device 0
+_POOLED_ALLOCATOR = 2
+
+
+class Library:
+    """A loaded model library; `library["decode"]` is one of its functions.
+
+    Loading a shared library runs code that is in it: load only libraries that you or someone you trust compiled.
+    The checks refuse what does not fit; they are no protection against a hostile file.
+    """
+
+    def __init__(self, path: Path, executable: Any, machine: Any, metadata: LibraryMetadata) -> None:
+        self.path = path
+        self.metadata = metadata
+        self._executable = executable
+        self._machine = machine
+
+    @classmethod
+    def load(cls, path: Path, *, config: ChatConfig | None = None) -> "Library":
+        """Load a library and check that it fits this machine, this runtime and, where given, a folder's `config`.
+
+        Raises ModelFileError, in one line that says what to run.
+        """
+        executable, machine = _load(path)
+        metadata = _metadata(path, machine)
+        _check_runtime(path, metadata)
+        _check_processor(path, metadata)
+        if config is not None:
+            _check_model(path, metadata, config)
+        library = cls(path, executable, machine, metadata)
+        library._check_functions()
+        return library
+
+    def __getitem__(self, name: str) -> Any:
+        """A function of the model, or a kernel. Raises ModelFileError if the library has none of that name."""
+        for module in (self._machine, self._executable):
+            if module.implements_function(name, True):
+                return module.get_function(name, True)
+        raise ModelFileError(f"{self.path} has no function {name!r}: {_recompile()}")
+
+    def _check_functions(self) -> None:
+        wanted = [*FUNCTIONS, *(step.func_name for param in self.metadata.params for step in param.preprocs)]
+        for name in dict.fromkeys(wanted):
+            self[name]
+
+
+def read_metadata(path: Path) -> LibraryMetadata:
+    """What a library says of itself, also where it does not fit this machine's instruction set or versions.
+
+    Raises ModelFileError for a file that is no model library or that cannot be loaded here.
+    """
+    return _metadata(path, _load(path)[1])
+
+
+def _recompile() -> str:
+    return "run `mlc compile <model folder> --device cpu`"
+
+
+def _load(path: Path) -> tuple[Any, Any]:
+    """The executable and its virtual machine. Nothing of the model runs before its metadata has been checked."""
+    architecture = read_shared_library(path).architecture
+    if architecture != host_architecture():
+        raise ModelFileError(
+            f"{path} was compiled for {architecture}, this machine is {host_architecture()}: {_recompile()}"
+        )
+    ffi = tvm_ffi()
+    try:
+        # Not kept alive for ever: a library that is refused and compiled anew is loaded again from the same path.
+        executable = ffi.load_module(str(path.resolve()), keep_module_alive=False)
+        if not executable.implements_function("vm_load_executable"):
+            raise ModelFileError(f"{path} is not a model library: it holds no compiled model")
+        machine = executable["vm_load_executable"]()
+        machine["vm_initialization"](*_CPU, _POOLED_ALLOCATOR)
+    except ModelFileError:
+        raise
+    except Exception as error:
+        raise ModelFileError(
+            f"{path} cannot be loaded by TVM {tvm_version()} ({one_line(error)}): {_recompile()}"
+        ) from None
+    return executable, machine
+
+
+def _metadata(path: Path, machine: Any) -> LibraryMetadata:
+    try:
+        return LibraryMetadata.model_validate(json.loads(str(machine["_metadata"]())))
+    except ValidationError as error:
+        raise ModelFileError(f"{path}: its metadata is not ours ({first_problem(error)}): {_recompile()}") from None
+    except Exception as error:
+        raise ModelFileError(f"{path} is not a model library ({one_line(error)}): {_recompile()}") from None
+
+
+def _release(version: str) -> str:
+    """The part of a version that decides whether compiled code fits: "0.27.0.post1" is "0.27.0"."""
+    return version.split(".post")[0].split("+")[0]
+
+
+def _generation(version: str) -> list[str]:
+    """The part of our own version that decides: the major one, and before 1.0 the minor one too."""
+    parts = version.split(".")
+    return parts[:2] if parts[0] == "0" else parts[:1]
+
+
+def _check_runtime(path: Path, metadata: LibraryMetadata) -> None:
+    for what, theirs, ours, same in (
+        ("TVM", metadata.tvm_version, tvm_version(), _release),
+        ("mlc-aot", metadata.package_version, __version__, _generation),
+    ):
+        if same(theirs) != same(ours):
+            raise ModelFileError(f"{path} was compiled with {what} {theirs}, installed is {ours}: {_recompile()}")
+
+
+def _check_processor(path: Path, metadata: LibraryMetadata) -> None:
+    if metadata.device != "cpu":
+        raise ModelFileError(f"{path} was compiled for {metadata.device}, the device here is cpu: {_recompile()}")
+    if not cpu_features():
+        return  # not a Linux that tells; loading has succeeded
+    missing = sorted(set(metadata.cpu_features) - cpu_features())
+    if missing:
+        raise ModelFileError(
+            f"{path} was compiled for a CPU with {' '.join(sorted(metadata.cpu_features))}; "
+            f"this CPU lacks {' '.join(missing)}: {_recompile()}"
+        )
+
+
+def _check_model(path: Path, metadata: LibraryMetadata, config: ChatConfig) -> None:
+    wanted = model_hash(config)
+    if metadata.model_hash == wanted:
+        return
+    theirs = f"{metadata.model_type} {metadata.quantization}, {metadata.model_hash}"
+    ours = f"{config.model_type} {config.quantization}, {wanted}"
+    raise ModelFileError(f"{path} was compiled for another model ({theirs}) than the folder's ({ours}): {_recompile()}")

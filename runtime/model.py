@@ -1,0 +1,177 @@
+"""A model that is ready to run: its library, its parameters and its KV cache."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .artifact import LibraryMetadata, load_chat_config
+from .devices import resolve_device
+from .errors import EngineError, RequestError
+from .kv_cache import KVCache
+from .library import Library
+from .parameters import Progress, load_parameters
+from .tvm_runtime import ALIGNMENT, Arena, one_line, tensor, view
+from .weights import WeightStore
+
+Logits = npt.NDArray[np.float32]
+
+
+class LanguageModel(Protocol):
+    """What generation needs of a model; `Model` is the one that runs compiled libraries."""
+
+    @property
+    def context_window(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_num_sequence(self) -> int: ...
+    def add_sequence(self) -> int: ...
+    def fork_sequence(self, parent: int, position: int) -> int: ...
+    def remove_sequence(self, sequence: int) -> None: ...
+    def pop(self, sequence: int, count: int) -> None: ...
+    def can_fork(self) -> bool: ...
+    def can_rewind(self, sequence: int) -> bool: ...
+    def has_room(self, sequence: int, count: int) -> bool: ...
+    def prefill(self, sequence: int, tokens: Sequence[int]) -> Logits: ...
+    def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits: ...
+
+
+class Model:
+    """Computes logits of token sequences whose keys and values it keeps. Not for several threads at once."""
+
+    def __init__(self, library: Library, params: Any, cache: KVCache, context_window: int) -> None:
+        metadata = library.metadata
+        self.metadata: LibraryMetadata = metadata
+        self.context_window = context_window
+        self.vocab_size = min(metadata.active_vocab_size, metadata.vocab_size)
+        self.max_num_sequence = cache.max_num_sequence
+        self._library = library
+        self._params = params
+        self._cache = cache
+        self._functions = {name: library[name] for name in ("embed", "prefill", "decode", "batch_decode")}
+        self._chunk = min(metadata.prefill_chunk_size, cache.window or metadata.prefill_chunk_size)
+        # Kernels read aligned memory only, which a fresh numpy array is not.
+        room = max(self._chunk, cache.max_num_sequence)
+        self._token_buffer = Arena(4 * room + ALIGNMENT).array((room,), np.dtype(np.int32))
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        library: Path | Library,
+        *,
+        device: str = "cpu",
+        max_num_sequence: int,
+        max_total_sequence_length: int,
+        progress: Progress | None = None,
+    ) -> "Model":
+        """Load a model folder with its library, with room for that many sequences and for that many tokens in all.
+
+        `progress(done, total)` is called after each parameter. Raises UsageError for a device that is not supported,
+        ModelFileError for files that are damaged or do not fit each other, EngineError when memory does not suffice.
+        """
+        resolve_device(device)
+        config = load_chat_config(folder)
+        if isinstance(library, Path):
+            library = Library.load(library, config=config)
+        params = load_parameters(library, WeightStore(folder), folder, progress)
+        cache = KVCache(library, max_num_sequence=max_num_sequence, max_total_sequence_length=max_total_sequence_length)
+        # With a sliding window old tokens leave the cache, and a text has no end unless the config sets one.
+        window = library.metadata.context_window_size if library.metadata.context_window_size > 0 else 1 << 30
+        if cache.window is None:
+            window = min(window, max_total_sequence_length)
+        return cls(library, params, cache, window)
+
+    def add_sequence(self) -> int:
+        """A new, empty sequence. Raises EngineError when all are taken."""
+        return self._cache.add()
+
+    def fork_sequence(self, parent: int, position: int) -> int:
+        """A new sequence that shares the first `position` tokens of `parent`."""
+        return self._cache.fork(parent, position)
+
+    def remove_sequence(self, sequence: int) -> None:
+        """Forget a sequence."""
+        self._cache.remove(sequence)
+
+    def pop(self, sequence: int, count: int) -> None:
+        """Take the last `count` tokens of a sequence back."""
+        self._cache.pop(sequence, count)
+
+    def can_fork(self) -> bool:
+        """Whether sequences can share tokens: not with a sliding window."""
+        return self._cache.window is None
+
+    def can_rewind(self, sequence: int) -> bool:
+        """Whether tokens can be taken back: not after the sliding window has dropped some."""
+        return self._cache.can_rewind(sequence)
+
+    def available_tokens(self) -> int:
+        """Tokens for which the cache has room, if one sequence took them all."""
+        return self._cache.available_tokens()
+
+    def has_room(self, sequence: int, count: int) -> bool:
+        """Whether a sequence can take `count` more tokens now."""
+        return self._cache.pages_needed(sequence, count) * self._cache.page_size <= self.available_tokens()
+
+    def prefill(self, sequence: int, tokens: Sequence[int]) -> Logits:
+        """Append tokens to a sequence. Returns the logits after the last one, [vocab]."""
+        self._check_tokens(tokens)
+        for start in range(0, len(tokens), self._chunk):
+            logits = self._forward("prefill", [sequence], tokens[start : start + self._chunk])
+        return logits[0, 0, : self.vocab_size]
+
+    def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits:
+        """Append one token to each of some sequences. Returns the logits after them, [batch, vocab]."""
+        self._check_tokens(tokens)
+        if len(sequences) != len(tokens) or len(set(sequences)) != len(sequences):
+            raise EngineError(f"{len(tokens)} tokens for {len(set(sequences))} sequences: each takes one")
+        logits = self._forward("decode" if len(tokens) == 1 else "batch_decode", list(sequences), tokens)
+        return logits[:, 0, : self.vocab_size]
+
+    def logits_of(self, sequence: int, tokens: Sequence[int]) -> Logits:
+        """Append tokens to a sequence. Returns the logits after each of them, [len(tokens), vocab]."""
+        self._check_tokens(tokens)
+        self._functions.setdefault("batch_verify", self._library["batch_verify"])
+        parts = []
+        for start in range(0, len(tokens), self._chunk):
+            logits = self._forward("batch_verify", [sequence], tokens[start : start + self._chunk])
+            parts.append(logits[0, :, : self.vocab_size])
+        return np.concatenate(parts)
+
+    def _forward(self, name: str, sequences: list[int], tokens: Sequence[int]) -> Logits:
+        """One pass of the library's function `name`: one token for each sequence, or several for the only one.
+
+        A pass that fails leaves its sequences half written, so they are removed.
+        """
+        count = len(tokens)
+        self._token_buffer[:count] = tokens
+        ids = self._token_buffer[:count]
+        self._cache.begin_forward(sequences, [count // len(sequences)] * len(sequences))
+        try:
+            embeds = self._functions["embed"](tensor(ids), self._params)
+            shape = (count, 1) if "decode" in name else (1, count)
+            embeds = view(embeds, (*shape, embeds.shape[-1]))
+            logits = self._functions[name](embeds, self._cache.state, self._params)[0]
+            self._cache.end_forward()
+            return np.asarray(np.from_dlpack(logits), np.float32)
+        except BaseException as error:
+            for sequence in sequences:
+                self._cache.remove(sequence)
+            if isinstance(error, Exception):
+                raise EngineError(f"the model's function {name!r} failed: {one_line(error)}") from None
+            raise
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        """The embedding kernel reads whatever lies at a token's row, so the range is checked here."""
+        if not tokens:
+            raise RequestError("the prompt is empty: at least one token is needed", code="invalid_value")
+        lowest, highest = min(tokens), max(tokens)
+        if lowest < 0 or highest >= self.metadata.vocab_size:
+            token = lowest if lowest < 0 else highest
+            raise RequestError(
+                f"token {token} is not in the vocabulary of {self.metadata.vocab_size}", code="invalid_value"
+            )

@@ -1,0 +1,106 @@
+"""How many sequences an engine serves at a time, and how many tokens its KV cache holds."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from ..runtime.artifact import LibraryMetadata
+from ..runtime.errors import EngineError, UsageError
+from ..runtime.tvm_runtime import numpy_dtype
+
+Mode = Literal["local", "interactive", "server"]
+
+_LOCAL_SEQUENCES = 4
+_LOCAL_TOKENS = 8192
+_FEWEST_TOKENS = 256  # a context that is shorter is no use to anyone
+_RESERVE = 48 << 20  # for the interpreter, the tokenizer and the like
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine may use; None leaves it to the mode. The names are MLC-LLM's.
+
+    - max_num_sequence: texts whose keys and values are kept at a time, running or for reuse.
+    - max_total_sequence_length: tokens of all of them together.
+    - gpu_memory_utilization: the part of the device's free memory that may be used, 0 to 1.
+    """
+
+    max_num_sequence: int | None = None
+    max_total_sequence_length: int | None = None
+    gpu_memory_utilization: float = 0.85
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an engine uses. `note` tells the user when memory set the limit."""
+
+    max_num_sequence: int
+    max_total_sequence_length: int
+    note: str | None = None
+
+
+def choose_limits(mode: Mode, config: EngineConfig, metadata: LibraryMetadata, free_memory: int) -> Limits:
+    """The limits of a mode, within what the library and `free_memory` bytes allow.
+
+    local: 4 sequences that share one context of at most 8192 tokens; interactive: 1 sequence with the whole context;
+    server: as many sequences as the library takes, each with a context of its own as far as memory goes.
+    Raises UsageError for values out of range, EngineError when memory does not suffice.
+    """
+    sequences, tokens, single = _wanted(mode, config, metadata)
+    fit = _tokens_that_fit(metadata, sequences, free_memory, config.gpu_memory_utilization)
+    explicit = config.max_total_sequence_length is not None
+    least = tokens if explicit else min(single, _FEWEST_TOKENS)
+    if fit < least:
+        fixed = _fixed_bytes(metadata, sequences) >> 20
+        raise EngineError(
+            f"not enough memory: the model takes {fixed} MiB and a KV cache of {least} tokens "
+            f"{least * metadata.kv_cache.bytes_per_token >> 20} MiB, but only {free_memory >> 20} MiB are free: "
+            "choose a smaller model or a smaller context"
+        )
+    note = None
+    if fit < min(single, tokens):
+        note = f"memory for {fit} tokens is free: the context is {fit} instead of {min(single, tokens)} tokens"
+    return Limits(sequences, min(tokens, fit), note)
+
+
+def _wanted(mode: str, config: EngineConfig, metadata: LibraryMetadata) -> tuple[int, int, int]:
+    """Sequences, tokens in all, and tokens of one sequence, as far as memory allows."""
+    most = metadata.max_batch_size
+    presets = {"local": min(_LOCAL_SEQUENCES, most), "interactive": 1, "server": most}
+    if mode not in presets:
+        raise UsageError(f"mode is {mode!r}: expected one of {', '.join(presets)}")
+    sequences = presets[mode] if config.max_num_sequence is None else config.max_num_sequence
+    if not 1 <= sequences <= most:
+        raise UsageError(f"max_num_sequence is {sequences}: the library takes 1 to {most}")
+    if not 0 < config.gpu_memory_utilization <= 1:
+        raise UsageError(f"gpu_memory_utilization is {config.gpu_memory_utilization}: expected more than 0, at most 1")
+    window = metadata.sliding_window_size
+    single = window if window > 0 else metadata.context_window_size
+    tokens = {"local": min(single, max(_LOCAL_TOKENS, window)), "interactive": single, "server": sequences * single}[
+        mode
+    ]
+    if config.max_total_sequence_length is not None:
+        tokens = config.max_total_sequence_length
+        if tokens < 1:
+            raise UsageError(f"max_total_sequence_length is {tokens}: expected at least 1")
+    return sequences, tokens, single
+
+
+def _fixed_bytes(metadata: LibraryMetadata, sequences: int) -> int:
+    """Memory that does not depend on the length of texts: parameters, activations of one pass, logits."""
+    forms = [
+        (param.preprocs[-1].out_shape, param.preprocs[-1].out_dtype) if param.preprocs else (param.shape, param.dtype)
+        for param in metadata.params
+    ]
+    params = sum(prod(shape) * numpy_dtype(dtype).itemsize for shape, dtype in forms)
+    activations = max(metadata.memory_usage.values(), default=0)
+    cache = metadata.kv_cache
+    heads = 2 * cache.num_attention_heads + 2 * cache.num_key_value_heads
+    attention = metadata.prefill_chunk_size * heads * (cache.head_dim + 1) * 4
+    return params + activations + attention + 4 * sequences * metadata.vocab_size + _RESERVE
+
+
+def _tokens_that_fit(metadata: LibraryMetadata, sequences: int, free_memory: int, utilization: float) -> int:
+    left = int(free_memory * utilization) - _fixed_bytes(metadata, sequences)
+    page = metadata.kv_cache.page_size
+    return max(0, left // metadata.kv_cache.bytes_per_token) // page * page

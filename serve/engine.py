@@ -1,0 +1,77 @@
+"""`MLCEngine`: chat completions in Python."""
+
+from collections.abc import Iterator
+from types import TracebackType
+
+from ..runtime.errors import EngineError
+from .chat import Chat
+from .completion import complete
+from .config import EngineConfig, Mode
+from .loading import LoadedModel, load_model
+from .protocol import ChatCompletionRequest, ChatCompletionStreamResponse
+
+
+class MLCEngine:
+    """Answers chat completions with a compiled model.
+
+        with MLCEngine("dist/SmolLM2-135M-Instruct-q4f16_1-MLC") as engine:
+            response = engine.chat.completions.create(messages=[{"role": "user", "content": "Hello!"}])
+            print(response.choices[0].message.content)
+
+    Any number of streams can be open at a time, also from several threads; the model computes for one after another.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        device: str = "auto",
+        *,
+        model_lib: str | None = None,
+        mode: Mode = "local",
+        engine_config: EngineConfig | None = None,
+    ) -> None:
+        """Load a model.
+
+        `model` is a model folder, its mlc-chat-config.json, or the name of a folder in `dist`. `model_lib` is the path
+        of its library; without one, the library is looked for beside the folder and in the cache, and compiled if there
+        is none. `mode` sets how many sequences are kept and how many tokens they may have, see `choose_limits`;
+        `engine_config` overrides that.
+
+        Raises UsageError, ModelFileError, EngineError.
+        """
+        self._model: LoadedModel | None = load_model(model, device, model_lib, mode, engine_config or EngineConfig())
+        self.chat = Chat(self._answer)
+
+    @property
+    def context_window_size(self) -> int:
+        """Tokens that a conversation and its answer may have together. Raises EngineError after `terminate`."""
+        return self._loaded().generator.context_window
+
+    def terminate(self) -> None:
+        """Free the model. Whatever uses the engine afterwards raises EngineError; a second call does nothing."""
+        self._model = None
+
+    def __enter__(self) -> "MLCEngine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.terminate()
+
+    def _loaded(self) -> LoadedModel:
+        if self._model is None:
+            raise EngineError("the engine is terminated: make a new MLCEngine")
+        return self._model
+
+    def _answer(self, request: ChatCompletionRequest) -> Iterator[ChatCompletionStreamResponse]:
+        return self._while_running(complete(self._loaded(), request))
+
+    def _while_running(self, chunks: Iterator[ChatCompletionStreamResponse]) -> Iterator[ChatCompletionStreamResponse]:
+        """The chunks, as long as the engine is not terminated in the middle of them."""
+        while True:
+            self._loaded()
+            chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk

@@ -1,0 +1,79 @@
+"""Everything that answers chat completions with one model, put together."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..runtime.artifact import ChatConfig, load_chat_config
+from ..runtime.devices import available_memory, resolve_device
+from ..runtime.errors import ModelFileError
+from ..runtime.generation import Generator
+from ..runtime.model import LanguageModel, Model
+from ..runtime.tokenizer import Tokenizer
+from ..templates import ConversationError, Template, load_template
+from .artifacts import find_folder, open_library
+from .config import EngineConfig, Mode, choose_limits
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to chat. `names` are those under which a request may ask for it."""
+
+    name: str
+    names: frozenset[str]
+    config: ChatConfig
+    tokenizer: Tokenizer
+    template: Template
+    generator: Generator
+    stop_strings: tuple[str, ...]
+
+
+def load_model(model: str, device: str, model_lib: str | None, mode: Mode, config: EngineConfig) -> LoadedModel:
+    """Find, check and load a model. Raises UsageError, ModelFileError, EngineError."""
+    device = resolve_device(device)
+    folder = find_folder(model)
+    chat_config = load_chat_config(folder)
+    tokenizer, template = load_text(folder, chat_config)
+    library = open_library(folder, chat_config, device, model_lib)
+    limits = choose_limits(mode, config, library.metadata, available_memory())
+    if limits.note is not None:
+        print(limits.note, file=sys.stderr, flush=True)
+    loaded = Model.load(
+        folder,
+        library,
+        device=device,
+        max_num_sequence=limits.max_num_sequence,
+        max_total_sequence_length=limits.max_total_sequence_length,
+    )
+    return assemble(model, folder, chat_config, tokenizer, template, loaded)
+
+
+def load_text(folder: Path, config: ChatConfig) -> tuple[Tokenizer, Template]:
+    """The tokenizer and the conversation template of a model folder. Raises ModelFileError."""
+    tokenizer = Tokenizer.load(folder)
+    try:
+        template = load_template(folder, conv_template=config.conv_template, prompt_format=config.prompt_format)
+    except ConversationError as error:
+        raise ModelFileError(str(error)) from None
+    return tokenizer, template
+
+
+def assemble(
+    name: str, folder: Path, config: ChatConfig, tokenizer: Tokenizer, template: Template, model: LanguageModel
+) -> LoadedModel:
+    """Join the parts: an answer ends at the end-of-sequence tokens of the config and where the template says."""
+    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    # The text of a special token is never part of an answer, so such a stop string has to be met as the token.
+    as_tokens = {text: tokenizer.id_of(text) for text in template.stop_strings}
+    special = {text: token for text, token in as_tokens.items() if token in tokenizer.special_ids}
+    stops = {*eos, *template.stop_token_ids, *(token for token in special.values() if token is not None)}
+    return LoadedModel(
+        name=name,
+        names=frozenset({name, os.fspath(folder), folder.resolve().name}),
+        config=config,
+        tokenizer=tokenizer,
+        template=template,
+        generator=Generator(model, tokenizer, stops),
+        stop_strings=tuple(text for text in template.stop_strings if text not in special),
+    )
