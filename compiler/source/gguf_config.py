@@ -31,6 +31,7 @@ _LLAMA_BLOCK = {
 }
 _BLOCK_NAME = re.compile(r"blk\.(?P<layer>\d{1,5})\.(?P<part>\w+)\.(?P<kind>weight|bias)")
 ROPE_FACTORS_NAME = "rope_freqs.weight"
+_ROUNDING = 1e-5  # relative error of stored float32 factors
 # Keys that change the computation in ways that no field of config.json says.
 _REFUSED_KEYS = {
     "expert_count": "mixture of experts",
@@ -242,15 +243,15 @@ def _llama3_scaling(file: GGUFFile, tensor: GGUFTensor, head_dim: int, rope_thet
             f" expected F32 [{head_dim // 2}]"
         )
     stored = np.fromfile(file.path, "<f4", count=head_dim // 2, offset=tensor.offset).astype(np.float64)
-    if not np.all(np.isfinite(stored)) or stored.min() < 1.0 or stored.max() > 1e4:
+    if not np.all(np.isfinite(stored)) or stored.min() < 1.0 - _ROUNDING or stored.max() > 1e4:
         raise ModelFileError(f"{file.path}: {ROPE_FACTORS_NAME} holds factors outside 1 to 10000")
-    factor = float(stored.max())
+    factor = float(np.round(stored.max(), 4))
     if factor == 1.0:
         return None
     candidates = [(4.0, 8192.0), *_fit_llama3(stored, factor, head_dim, rope_theta)]
     for high, original in candidates:
         if high > 1 and np.allclose(
-            llama3_factors(head_dim, rope_theta, factor, 1.0, high, original), stored, rtol=1e-5, atol=0
+            llama3_factors(head_dim, rope_theta, factor, 1.0, high, original), stored, rtol=_ROUNDING, atol=0
         ):
             return {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": high,
                     "original_max_position_embeddings": round(original)}  # fmt: skip
@@ -261,7 +262,7 @@ def _llama3_scaling(file: GGUFFile, tensor: GGUFTensor, head_dim: int, rope_thet
 
 def _fit_llama3(stored: np.ndarray, factor: float, head_dim: int, rope_theta: float) -> list[tuple[float, float]]:
     """(high_freq_factor, original context) for low_freq_factor = 1, from the blended frequencies; they are linear."""
-    blended = (stored > 1.0) & (stored < factor)
+    blended = (stored > 1.0 + _ROUNDING) & (stored < factor * (1.0 - _ROUNDING))
     if blended.sum() < 2:
         return []
     inverse_wavelength = rope_theta ** -(np.arange(0, head_dim, 2) / head_dim)[blended] / (2 * math.pi)
