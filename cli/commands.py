@@ -64,10 +64,11 @@ def _stats(session: ChatSession, argument: str) -> Reply:
     if last is None:
         return Reply("\n".join([*lines, "no answer yet"]))
     prefill = f"{last.prefill_speed:.1f} tok/s" if last.prefill_speed else "n/a"
+    prompt = f"{last.prompt_tokens} tokens ({last.cached_tokens} known)"
     decode = f"{last.decode_speed:.1f} tok/s" if last.decode_speed else "n/a"
     return Reply("\n".join([
         *lines,
-        f"prefill: {last.prompt_tokens} tokens, {prefill} (first token after {last.first_token_time:.2f} s)",
+        f"prefill: {prompt}, {prefill} (first token after {last.first_token_time:.2f} s)",
         f"decode: {last.completion_tokens} tokens, {decode}",
         f"ended by: {last.finish_reason or 'interrupt'}",
     ]))  # fmt: skip

@@ -84,14 +84,14 @@ def _history() -> "History":
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)
-        _trim(path)
+        trim_history(path)
     except OSError as error:
         print(f"the history is not kept: {path}: {error.strerror}", file=sys.stderr)
         return InMemoryHistory()
     return FileHistory(str(path))
 
 
-def _trim(path: Path) -> None:
+def trim_history(path: Path) -> None:
     """Keep the newer half of a history that has grown past its bound. Entries are separated by empty lines."""
     if path.stat().st_size <= MAX_HISTORY_BYTES:
         return

@@ -11,15 +11,7 @@ from ..runtime.errors import MLCError
 from .commands import run_command
 from .line_editor import unquoted
 from .session import ChatSession
-
-# Control characters of a model's text could drive the terminal; a newline and a tab may pass.
-_UNSAFE = dict.fromkeys((*range(32), 127, *range(128, 160)), "�")
-del _UNSAFE[ord("\n")], _UNSAFE[ord("\t")]
-
-
-def printable(text: str) -> str:
-    """`text` with what could drive a terminal replaced."""
-    return text.translate(_UNSAFE)
+from .text import printable
 
 
 class Interrupts:
@@ -79,16 +71,17 @@ class Repl:
     def _turn(self) -> bool:
         """Read one input and act on it. False: leave."""
         try:
-            return self._handle(self.read_line())
-        except KeyboardInterrupt:
-            if self.interrupts.answering:
-                raise
-            self._dim("(Ctrl-D or /exit leaves)")  # at the prompt, Ctrl-C only throws the line away
+            line = self.read_line()
+        except KeyboardInterrupt:  # at the prompt it only throws the line away
+            self._dim("(Ctrl-D or /exit leaves)")
+            return True
         except EOFError:
             return False
+        try:
+            return self._handle(line)
         except MLCError as error:
             self._line(printable(f"Error: {error}"))
-        return True
+            return True
 
     def _handle(self, line: str) -> bool:
         """Act on one input. False: leave."""

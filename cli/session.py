@@ -16,6 +16,7 @@ class AnswerStats:
     """Figures of one answer; times in seconds, measured where the text arrives."""
 
     prompt_tokens: int
+    cached_tokens: int  # of the prompt, known from earlier turns and not computed again
     completion_tokens: int
     first_token_time: float
     total_time: float
@@ -23,8 +24,9 @@ class AnswerStats:
 
     @property
     def prefill_speed(self) -> float | None:
-        """Prompt tokens a second until the first token came."""
-        return self.prompt_tokens / self.first_token_time if self.prompt_tokens and self.first_token_time > 0 else None
+        """Prompt tokens computed a second, until the first token came."""
+        computed = self.prompt_tokens - self.cached_tokens
+        return computed / self.first_token_time if computed > 0 and self.first_token_time > 0 else None
 
     @property
     def decode_speed(self) -> float | None:
@@ -99,7 +101,7 @@ class ChatSession:
         kept = self.messages[:keep]
         pieces: list[str] = []
         finish_reason = None
-        prompt_tokens, completion_tokens = 0, 0
+        prompt_tokens = cached_tokens = completion_tokens = 0
         start = time.perf_counter()
         first = latest = 0.0
         try:
@@ -110,6 +112,7 @@ class ChatSession:
                 latest = time.perf_counter() - start
                 if chunk.usage is not None:
                     prompt_tokens, completion_tokens = chunk.usage.prompt_tokens, chunk.usage.completion_tokens
+                    cached_tokens = chunk.usage.prompt_tokens_details.cached_tokens
                 for choice in chunk.choices:
                     finish_reason = choice.finish_reason or finish_reason
                     if choice.delta.content:
@@ -122,7 +125,7 @@ class ChatSession:
         answer = "".join(pieces)
         if answer or finish_reason:
             self.messages = [*kept, question, {"role": "assistant", "content": answer}]
-        self.last = AnswerStats(prompt_tokens, completion_tokens, first or latest, latest, finish_reason)
+        self.last = AnswerStats(prompt_tokens, cached_tokens, completion_tokens, first or latest, latest, finish_reason)
         self.totals.requests += 1
         self.totals.prompt_tokens += prompt_tokens
         self.totals.completion_tokens += completion_tokens

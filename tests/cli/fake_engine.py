@@ -8,9 +8,8 @@ engine in place of the real one.
 from __future__ import annotations
 
 import json
-import sys
-import types
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from mlc_llm.runtime.errors import RequestError
@@ -18,8 +17,8 @@ from mlc_llm.runtime.errors import RequestError
 CONTEXT = 64
 
 
-def namespace(**fields: Any) -> types.SimpleNamespace:
-    return types.SimpleNamespace(**fields)
+def namespace(**fields: Any) -> SimpleNamespace:
+    return SimpleNamespace(**fields)
 
 
 class FakeEngine:
@@ -57,7 +56,8 @@ class FakeEngine:
         words = [word + " " for word in answer.split(" ")][:limit]
         words[-1] = words[-1].rstrip(" ")
         finish = "length" if len(words) == limit else "stop"
-        usage = namespace(prompt_tokens=prompt, completion_tokens=len(words), total_tokens=prompt + len(words))
+        usage = namespace(prompt_tokens=prompt, completion_tokens=len(words), total_tokens=prompt + len(words),
+                          prompt_tokens_details=namespace(cached_tokens=0))  # fmt: skip
         if not stream:
             return FakeResponse("".join(words), finish, usage)
         return self._stream(words, finish, usage, question)
@@ -92,9 +92,9 @@ class FakeResponse:
 
 def install() -> None:
     """Put this engine where the command line looks for MLCEngine."""
-    module = types.ModuleType("mlc_llm.serve.engine")
-    module.MLCEngine = FakeEngine  # type: ignore[attr-defined]
-    sys.modules["mlc_llm.serve.engine"] = module
+    from mlc_llm.serve import engine
+
+    engine.MLCEngine = FakeEngine  # type: ignore[assignment,misc]
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_stats_show_context_and_speed(session: Any) -> None:
     say(session, "good morning")
     lines = run_command(session, "/stats").text.splitlines()
     assert lines[1] == "context: 6 of 64 tokens used"
-    assert lines[2].startswith("prefill: 2 tokens, ")
+    assert lines[2].startswith("prefill: 2 tokens (0 known), ")
     assert lines[3].startswith("decode: 4 tokens, ")
     assert lines[4] == "ended by: stop"
 

@@ -1,0 +1,129 @@
+"""From what a user calls a model to a compiled folder: a path, a name under dist/ or in the cache, or a source.
+
+What is compiled already is found by looking at file names only, so that a chat starts without loading a compiler.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from ..runtime.artifact import (
+    CHAT_CONFIG_NAME,
+    TENSOR_CACHE_NAME,
+    TENSOR_CACHE_OLD_NAME,
+    ChatConfig,
+    cache_home,
+    load_chat_config,
+)
+from ..runtime.errors import UsageError
+from .progress import show_progress
+
+DEMO_MODEL = "smollm2-135m-instruct"
+DEFAULT_QUANTIZATION = "q4f16_1"
+_HUB = "hf://"
+
+
+@dataclass(frozen=True)
+class CompiledModel:
+    """A compiled folder; `context_limit` is the shorter context that was asked for, if one was."""
+
+    folder: Path
+    context_limit: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call the model."""
+        return self.folder.resolve().name
+
+
+def find_or_compile(model: str, quantization: str | None, device: str, overrides: str) -> CompiledModel:
+    """The compiled folder of MODEL.
+
+    A source is compiled first: a folder or file into dist/, as `mlc compile` does; a built-in name or an address into
+    `models` of the cache. Raises UsageError, ModelFileError, EngineError.
+    """
+    folder = find_compiled(model, quantization)
+    if folder is not None:
+        return _fitted(folder, quantization, overrides)
+    from ..compiler.compile import CompileOptions, compile_model
+
+    output = None if Path(model).expanduser().exists() else cache_folder(model, quantization)
+    click.echo(f"{model} is compiled first, into {output or 'dist'}", err=True)
+    options = CompileOptions(model, quantization=quantization, device=device, overrides=overrides, output=output)
+    with show_progress() as progress:
+        return CompiledModel(compile_model(options, progress).folder)
+
+
+def _fitted(folder: Path, quantization: str | None, overrides: str) -> CompiledModel:
+    """A folder that was there, if it is what was asked for. Raises UsageError."""
+    if quantization is None and not overrides:
+        return CompiledModel(folder)
+    config = load_chat_config(folder)
+    if quantization not in (None, config.quantization):
+        raise UsageError(f"{folder} is quantized to {config.quantization}, not {quantization}: leave -q out")
+    return CompiledModel(folder, _context_limit(folder, config, overrides) if overrides else None)
+
+
+def _context_limit(folder: Path, config: ChatConfig, overrides: str) -> int | None:
+    """The context of `overrides`; all else has to be as it was compiled. Raises UsageError."""
+    from ..compiler.overrides import parse_overrides
+
+    limit = None
+    for key, value in parse_overrides(overrides).items():
+        compiled = getattr(config, key, config.architecture.get(key))
+        if key == "context_window_size" and value <= config.context_window_size:
+            limit = value
+        elif compiled not in (None, value):
+            raise UsageError(f"--overrides {key}={value}: {folder} was compiled with {compiled}: compile its source "
+                             f"again with `mlc compile --overrides {key}={value}`")  # fmt: skip
+    return limit
+
+
+def find_compiled(model: str, quantization: str | None) -> Path | None:
+    """The compiled folder that MODEL names; None where it is a source, or nothing. Raises UsageError if ambiguous."""
+    path = Path(model).expanduser()
+    if path.name == CHAT_CONFIG_NAME and path.is_file():
+        return path.parent
+    if path.exists():
+        return path if (path / CHAT_CONFIG_NAME).is_file() else None
+    if model.lower().startswith(_HUB):
+        folder = cache_folder(model, quantization)
+        return folder if _is_complete(folder) else None
+    for place in (Path("dist"), cache_home() / "models"):
+        found = _find_by_name(place, model.lower(), quantization)
+        if found is not None:
+            return found
+    return None
+
+
+def cache_folder(model: str, quantization: str | None) -> Path:
+    """Where MODEL, a built-in name or `HF://org/name`, goes when it is compiled to be chatted with."""
+    name = model[len(_HUB) :] if model.lower().startswith(_HUB) else model
+    stem = re.sub(r"[^\w.+-]+", "--", name)
+    return cache_home() / "models" / f"{stem}-{quantization or DEFAULT_QUANTIZATION}-MLC"
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a folder has its configuration and its weights: an interrupted compilation leaves less."""
+    indices = (folder / TENSOR_CACHE_NAME, folder / TENSOR_CACHE_OLD_NAME)
+    return (folder / CHAT_CONFIG_NAME).is_file() and any(index.is_file() for index in indices)
+
+
+def _find_by_name(place: Path, name: str, quantization: str | None) -> Path | None:
+    """The compiled folder in `place` called `name`, whatever its case; quantization and -MLC may be left out."""
+    folders = {path.name.lower(): path for path in place.glob("*") if _is_complete(path)}
+    wanted = [f"{name}-{quantization or DEFAULT_QUANTIZATION}-mlc"]
+    if quantization is None:
+        wanted = [name, f"{name}-mlc", *wanted]
+    for candidate in wanted:
+        if candidate in folders:
+            return folders[candidate]
+    others = [folder for key, folder in folders.items() if re.fullmatch(re.escape(name) + r"-q\d\w+-mlc", key)]
+    if quantization is not None or not others:
+        return None
+    if len(others) > 1:
+        names = ", ".join(sorted(folder.name for folder in others))
+        raise UsageError(f"{name} is compiled in several quantizations: name one of {names}")
+    return others[0]
