@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import click
+
 from mlc_llm.cli.main import cli
 
 PAGE = Path(__file__).parent.parent / "docs" / "commands.md"

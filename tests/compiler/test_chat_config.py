@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import transformers
+
 from mlc_llm.compiler.compile import gen_config
 from mlc_llm.runtime.artifact import ChatConfig
 from mlc_llm.runtime.errors import ModelFileError, UsageError

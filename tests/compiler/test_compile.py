@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+
 from mlc_llm.compiler import compile as driver
 from mlc_llm.compiler import stages
 from mlc_llm.compiler.compile import CompileOptions, compile_library, compile_model, convert_weight, gen_config

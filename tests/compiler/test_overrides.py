@@ -1,6 +1,7 @@
 """`--overrides` and `--opt`: what is honoured is returned, everything else is refused by name."""
 
 import pytest
+
 from mlc_llm.compiler.overrides import check_applied, parse_opt, parse_overrides, trained_context
 from mlc_llm.runtime.errors import UsageError
 

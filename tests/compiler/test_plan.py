@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import transformers
+
 from mlc_llm.compiler.compile import CompileOptions, convert_weight, gen_config, plan
 from mlc_llm.runtime.artifact import load_tensor_cache
 from mlc_llm.runtime.errors import UsageError

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+
 from mlc_llm.compiler.tokenizer_info import (
     active_vocab_size,
     detect_tokenizer_info,
@@ -12,7 +14,6 @@ from mlc_llm.compiler.tokenizer_info import (
     token_id,
 )
 from mlc_llm.runtime.errors import ModelFileError
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 VOCAB = {"<unk>": 0, "<s>": 1, "\u2581": 2, "a": 3, "\u2581a": 4, "<0x0A>": 5}
 
