@@ -5,9 +5,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("cli", "serve", "compiler", "runtime", "templates")
@@ -121,6 +129,20 @@ def test_serve_may_import_the_compiler_inside_a_function(tmp_path: Path, monkeyp
     module.write_text("def f():\n    from ..compiler import compile\n")
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     assert broken_laws(module) == []
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    distributions = packages_distributions()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    undeclared = set()
+    for path in MODULES:
+        for name in {found.name.split(".")[0] for found in imports(path) if not found.relative}:
+            if name not in sys.stdlib_module_names and name != "mlc_llm":
+                sources = {canonicalize_name(source) for source in distributions.get(name, [name])}
+                if not sources & declared:
+                    undeclared.add(f"{path.relative_to(ROOT)} imports {name}")
+    assert not undeclared, "\n".join(sorted(undeclared))
 
 
 def loaded(statement: str) -> set[str]:
