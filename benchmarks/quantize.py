@@ -20,6 +20,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
 from mlc_llm.compiler.model.architecture import Weight
 from mlc_llm.compiler.quantization.scheme import SCHEMES, get_scheme
 from mlc_llm.compiler.source.huggingface import HuggingFaceSource

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mlc_llm.compiler.model.architecture import Weight
 from mlc_llm.compiler.quantization.group import dequantize, quantize
 from mlc_llm.compiler.quantization.scheme import SCHEMES, Scheme, get_scheme

@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+
 from mlc_llm.compiler.model.architecture import Weight
 from mlc_llm.compiler.quantization.group import quantize
 from mlc_llm.compiler.quantization.scheme import get_scheme

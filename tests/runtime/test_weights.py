@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mlc_llm.runtime import checksums
 from mlc_llm.runtime.errors import EngineError, ModelFileError
 from mlc_llm.runtime.weights import WeightStore, aligned_empty
