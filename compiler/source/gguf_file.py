@@ -16,7 +16,7 @@ from ...runtime.errors import ModelFileError
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_MAX_NAME_BYTES = 65535  # the specification's bound for keys
+_MAX_NAME_BYTES = 1024  # the specification allows 65535; keys and names in use have a tenth of this
 _MAX_DIMENSIONS = 4
 _MAX_ELEMENTS = 1 << 48
 _MAX_ALIGNMENT = 1 << 20
@@ -173,6 +173,13 @@ class _Reader:
         except UnicodeDecodeError:
             raise self.fail(f"{what} is not UTF-8") from None
 
+    def name(self, what: str) -> str:
+        """A key or a tensor name: short and printable, so that it can stand in a message."""
+        name = self.text(what, _MAX_NAME_BYTES)
+        if not name or not name.isprintable():
+            raise self.fail(f"{what} is {name!r:.100}, expected a printable one")
+        return name
+
     def count(self, what: str) -> int:
         count: int = self.scalar("Q", f"the {what} count")
         if count > (self.size - self.position) // _MIN_ENTRY_BYTES[what]:
@@ -239,7 +246,7 @@ def _check_start(reader: _Reader) -> None:
 def _read_metadata(reader: _Reader, count: int) -> Metadata:
     values: dict[str, Any] = {}
     for _ in range(count):
-        key = reader.text("a metadata key", _MAX_NAME_BYTES)
+        key = reader.name("a metadata key")
         if key in values:
             raise reader.fail(f"metadata key {key:.100} appears twice")
         values[key] = reader.value(key)
@@ -248,7 +255,7 @@ def _read_metadata(reader: _Reader, count: int) -> Metadata:
 
 def _read_tensor_record(reader: _Reader) -> GGUFTensor:
     """One tensor record; its offset is still relative to the data."""
-    name = reader.text("a tensor name", _MAX_NAME_BYTES)
+    name = reader.name("a tensor name")
     dimensions = reader.scalar("I", f"the dimension count of {name}")
     if not 1 <= dimensions <= _MAX_DIMENSIONS:
         raise reader.fail(f"tensor {name:.100} has {dimensions} dimensions, expected 1 to {_MAX_DIMENSIONS}")

@@ -260,4 +260,6 @@ def _check_loads(metadata: Metadata, text: str) -> None:
     try:
         Tokenizer.from_str(text)
     except Exception as error:  # the package raises nothing more specific
-        raise ModelFileError(f"{metadata.path}: its tokenizer cannot be rebuilt ({error!s:.200})") from None
+        raise ModelFileError(
+            f"{metadata.path}: its tokenizer cannot be rebuilt ({' '.join(str(error).split()):.200})"
+        ) from None

@@ -126,9 +126,9 @@ def _shards_of_index(path: Path) -> tuple[list[Path], dict[str, str]]:
 
 def _checked_name(index: Path, name: Any) -> str:
     """A shard's file name, refused if it could point outside the folder."""
-    if not isinstance(name, str) or not name.endswith(".safetensors") or "\\" in name or "\0" in name:
+    if not isinstance(name, str) or not name.endswith(".safetensors") or "\\" in name or not name.isprintable():
         raise ModelFileError(
-            f"{index} names {name!s:.200} as a weight file; expected a *.safetensors of its own folder"
+            f"{index} names {name!r:.200} as a weight file; expected a *.safetensors of its own folder"
         )
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or ":" in name:
@@ -146,7 +146,7 @@ def _read_shards(shards: list[Path], promised: dict[str, str]) -> dict[str, Stor
     for name, file in promised.items():
         if name not in stored or stored[name].path.name != PurePosixPath(file).name:
             raise ModelFileError(
-                f"{shards[0].parent}: {INDEX_NAME} names tensor {name} in {file}, which does not hold it"
+                f"{shards[0].parent}: {INDEX_NAME} names tensor {name!r:.200} in {file:.200}, which does not hold it"
             )
     if not stored:
         raise ModelFileError(f"{shards[0]} holds no tensors")

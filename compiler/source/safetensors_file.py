@@ -18,6 +18,7 @@ from .source import TensorSpec
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 8
+MAX_NAME_CHARACTERS = 1024
 # Stored dtype -> (numpy dtype in the file, dtype that `read` returns).
 _DTYPES: dict[str, tuple[np.dtype[Any], str]] = {
     "F64": (np.dtype("<f8"), "float32"),
@@ -125,16 +126,18 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_record(path: Path, name: str, record: Any, data_start: int) -> StoredTensor:
     """One header entry, with its types, dtype and byte count checked."""
+    if not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
+        raise ModelFileError(f"{path}: a tensor is called {name!r:.100}, expected a printable name")
     match record:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if len(record) == 3:
             pass
         case _:
             raise ModelFileError(
-                f"{path}: tensor {name} needs dtype, shape and two data_offsets, found {record!s:.200}"
+                f"{path}: tensor {name} needs dtype, shape and two data_offsets, found {record!r:.200}"
             )
     if dtype not in _DTYPES:
         raise ModelFileError(
-            f"{path}: tensor {name} is stored as {dtype}; {', '.join(_DTYPES)} are read"
+            f"{path}: tensor {name} is stored as {dtype!r:.100}; {', '.join(_DTYPES)} are read"
             " (a checkpoint that is already quantized cannot be a source)"
         )
     if len(shape) > MAX_DIMENSIONS or not all(type(dim) is int and dim > 0 for dim in shape):

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from gguf.quants import dequantize, quantize
-from mlc_llm.compiler.source import TensorSpec, open_source
-from mlc_llm.compiler.source.gguf_file import BLOCK_TYPES
-from mlc_llm.runtime.errors import ModelFileError
 from safetensors.numpy import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+from mlc_llm.compiler.source import TensorSpec, open_source
+from mlc_llm.compiler.source.gguf_file import BLOCK_TYPES
+from mlc_llm.runtime.errors import ModelFileError
 
 WriteGGUF = Callable[..., Path]
 TYPES = [gguf.GGMLQuantizationType(type_id) for type_id in BLOCK_TYPES]

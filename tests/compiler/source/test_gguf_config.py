@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mlc_llm.compiler.source import Source, open_source
-from mlc_llm.runtime.errors import ModelFileError
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from mlc_llm.compiler.source import Source, open_source
+from mlc_llm.runtime.errors import ModelFileError
 
 Open = Callable[..., Source]
 

@@ -12,11 +12,12 @@ import sentencepiece
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers.integrations.gguf import gguf_tokenizer_mapping
+
 from mlc_llm.compiler.source import open_source
 from mlc_llm.compiler.source.gguf_pretokenizer import PRE_TOKENIZERS
 from mlc_llm.runtime.errors import ModelFileError
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers.integrations.gguf import gguf_tokenizer_mapping
 
 Rebuild = Callable[..., Path]
 TEXTS = [

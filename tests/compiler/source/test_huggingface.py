@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
 from mlc_llm.compiler.source import TensorSpec, open_source
 from mlc_llm.runtime.errors import ModelFileError
-from safetensors.numpy import save_file
 
 
 @pytest.fixture
@@ -138,6 +139,7 @@ def test_the_same_tensor_in_two_shards(folder: Path) -> None:
         ({"a": "C:/model.safetensors"}, "is outside its own folder"),
         ({"a": "..\\model.safetensors"}, "expected a *.safetensors of its own folder"),
         ({"a": "pytorch_model.bin"}, "expected a *.safetensors of its own folder"),
+        ({"a": "x\n.safetensors"}, "expected a *.safetensors of its own folder"),
         ({"a": 3}, "expected a *.safetensors of its own folder"),
         ({}, "has no weight_map"),
         ([], "has no weight_map"),
@@ -150,4 +152,4 @@ def test_an_index_that_lies(folder: Path, weight_map: Any, message: str) -> None
 
 def test_an_index_that_names_a_tensor_which_its_shard_lacks(folder: Path) -> None:
     write_sharded(folder, {"a": "model-00001-of-00002.safetensors", "z": "model-00002-of-00002.safetensors"})
-    assert "names tensor z in model-00002-of-00002.safetensors, which does not hold it" in complaint(folder)
+    assert "names tensor 'z' in model-00002-of-00002.safetensors, which does not hold it" in complaint(folder)

@@ -12,9 +12,10 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
 from mlc_llm.compiler.source.safetensors_file import read_header
 from mlc_llm.runtime.errors import ModelFileError
-from safetensors.numpy import save_file
 
 
 def build(header: Any, data: bytes) -> bytes:
@@ -86,8 +87,10 @@ def test_tensors_come_in_the_order_of_their_bytes(tmp_path: Path) -> None:
         (build(b"[" * 100_000, b""), "FILE: the safetensors header is not valid JSON"),
         (build([], b""), "FILE: the safetensors header is a list, not a JSON object"),
         (build(b'{"a":1,"a":1}', b""), "FILE: the safetensors header is not valid JSON ('a' appears twice)"),
+        (build({"a\n": 1}, b""), r"FILE: a tensor is called 'a\n', expected a printable name"),
+        (build({"a": "\n"}, b""), r"FILE: tensor a needs dtype, shape and two data_offsets, found '\n'"),
         (build({"a": 1}, b""), "FILE: tensor a needs dtype, shape and two data_offsets, found 1"),
-        (build({"a": record([2], 0, 8, "I64")}, b"\0" * 8), "tensor a is stored as I64; F64, F32, F16, BF16 are read"),
+        (build({"a": record([2], 0, 8, "I64")}, b"\0" * 8), "a is stored as 'I64'; F64, F32, F16, BF16 are read"),
         (build({"a": record([-2], 0, 8)}, b"\0" * 8), "FILE: tensor a has shape [-2]"),
         (build({"a": record([0], 0, 0)}, b""), "FILE: tensor a has shape [0]"),
         (build({"a": record([2.0], 0, 8)}, b"\0" * 8), "FILE: tensor a has shape [2.0]"),
