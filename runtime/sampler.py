@@ -18,7 +18,6 @@ _GREEDY_TEMPERATURE = 1e-5  # at or below, the softmax has all its weight on the
 _FORBIDDEN_BIAS = -100.0
 _FLOORS = (-5.0, -10.0)  # logits, less their maximum, below these are looked at only when too few are above
 _FEW = 2048  # candidates that may as well be sorted
-_MAX_SPLITS = 32  # enough for any model's distribution; one made to resist is sorted after them
 _BLOCK = 512
 
 
@@ -174,13 +173,12 @@ def _nucleus(weights: Logits, top_p: float) -> Ids:
     """Ids of the fewest largest weights whose sum is at least `top_p` of the total, ascending.
 
     The smallest of them is found as quickselect finds it: split the candidates at their mean, go on with the side
-    that has it, and sort when few are left. So the work is that of a few passes, not that of a sort.
+    that has it, and sort when few are left. So the work is that of a few passes, not that of a sort; the range of
+    float32 leaves no room for a distribution that takes many.
     """
     missing = top_p * float(weights.sum(dtype=np.float64))
     candidates, above = weights, 0  # `above` weights that are larger than all candidates are in
-    for _ in range(_MAX_SPLITS):
-        if candidates.size <= _FEW:
-            break
+    while candidates.size > _FEW:
         is_larger = candidates > candidates.mean()
         larger = np.compress(is_larger, candidates)
         if not 0 < larger.size < candidates.size:

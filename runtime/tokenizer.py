@@ -1,5 +1,6 @@
 """Text to tokens and back, for one model folder."""
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -7,9 +8,9 @@ from pathlib import Path
 import tokenizers
 
 from .detokenizer import StreamingDetokenizer
-from .errors import RequestError
+from .errors import ModelFileError, RequestError
 from .token_text import Piece, TextRule, read_text_rule
-from .tokenizer_files import load_backend
+from .tokenizer_files import backend_problem, load_backend
 
 
 class Tokenizer:
@@ -48,18 +49,21 @@ class Tokenizer:
 
         `add_special_tokens` adds what the tokenizer puts around a text, as <s>. Special tokens spelled out in the
         text become that token, as chat templates need; without `parse_special_tokens` they are plain text.
-        Raises RequestError for text that is not Unicode.
+        Raises RequestError for text that is not Unicode, ModelFileError when the tokenizer's files are damaged.
         """
         backend = self._backend if parse_special_tokens else self._literal_backend
         try:
             return backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except TypeError:
-            position = next(i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff")
-            raise RequestError(
-                f"the text has the lone surrogate U+{ord(text[position]):04X} at character {position}; "
-                "it must be valid Unicode",
-                code="invalid_value",
-            ) from None
+        except BaseException as error:
+            if surrogate := re.search("[\ud800-\udfff]", text):
+                raise RequestError(
+                    f"the text has the lone surrogate U+{ord(surrogate[0]):04X} at character {surrogate.start()}; "
+                    "it must be valid Unicode",
+                    code="invalid_value",
+                ) from None
+            if problem := backend_problem(error):
+                raise ModelFileError(f"the model's tokenizer cannot encode this text ({problem})") from None
+            raise
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; ids outside the vocabulary add nothing. The same text as when it is streamed."""

@@ -41,16 +41,25 @@ def load_backend(folder: Path) -> tokenizers.Tokenizer:
     return backend
 
 
+def backend_problem(error: BaseException) -> str | None:
+    """What `tokenizers` complains of, in one line; None for an error that is not its own, as a KeyboardInterrupt.
+
+    It raises plain Exception, and its panics, which damaged files can cause, are not even that.
+    """
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        return " ".join(str(error).split())[:200]
+    return None
+
+
 def _checked(path: Path, load: Callable[[], tokenizers.Tokenizer]) -> tokenizers.Tokenizer:
     try:
         return load()
     except ModelFileError:
         raise
-    except BaseException as error:  # `tokenizers` raises plain Exception, and its panics are not even that
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        problem = " ".join(str(error).split())[:200]
-        raise ModelFileError(f"{path} is not a usable tokenizer ({problem}); fetch the file again") from None
+    except BaseException as error:
+        if problem := backend_problem(error):
+            raise ModelFileError(f"{path} is not a usable tokenizer ({problem}); fetch the file again") from None
+        raise
 
 
 def _read_bytes(path: Path) -> bytes:

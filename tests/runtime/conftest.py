@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import sentencepiece
 import tokenizers
-from mlc_llm.runtime.tokenizer import Tokenizer
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+from mlc_llm.runtime.tokenizer import Tokenizer
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog, and then the dog jumps over the fox.",
@@ -94,21 +95,23 @@ def backends(byte_level_backend: tokenizers.Tokenizer) -> dict[str, tokenizers.T
     }
 
 
-@pytest.fixture(scope="session", params=["bpe", "unigram"])
+@pytest.fixture(scope="session", params=["bpe", "bpe_without_prefix", "unigram"])
 def sentencepiece_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer.model with byte fallback that SentencePiece itself trained; BPE is set up as Llama 2's."""
+    """A tokenizer.model with byte fallback that SentencePiece itself trained; BPE is as Llama 2 or Gemma has it."""
+    model_type, _, without_prefix = request.param.partition("_")
     folder = tmp_path_factory.mktemp(request.param)
-    as_llama: dict[str, Any] = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    exact: dict[str, Any] = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS[:4] * 8 + CORPUS[4:]),
         model_prefix=str(folder / "tokenizer"),
-        model_type=request.param,
+        model_type=model_type,
+        add_dummy_prefix=not without_prefix,
         vocab_size=380,
         byte_fallback=True,
         character_coverage=0.98,
         user_defined_symbols=["[TOOL]"],
         hard_vocab_limit=False,
         minloglevel=2,
-        **(as_llama if request.param == "bpe" else {}),
+        **(exact if model_type == "bpe" else {}),
     )
     return folder / "tokenizer.model"

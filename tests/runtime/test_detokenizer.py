@@ -8,10 +8,11 @@ import sentencepiece
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models
+
 from mlc_llm.runtime.detokenizer import StreamingDetokenizer
 from mlc_llm.runtime.errors import ModelFileError
 from mlc_llm.runtime.tokenizer import Tokenizer
-from tokenizers import decoders, models
 
 LONE_KINDS = ["byte_level", "metaspace", "metaspace_without_prefix", "word_level"]
 FALLBACK_KINDS = ["sentencepiece", "sentencepiece_without_prefix"]

@@ -11,9 +11,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from mlc_llm.runtime.errors import EngineError, RequestError
-from mlc_llm.runtime.sampler import Sampler
-from mlc_llm.runtime.sampling_params import SamplingParams
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -21,6 +18,10 @@ from transformers.generation.logits_process import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from mlc_llm.runtime.errors import EngineError, RequestError
+from mlc_llm.runtime.sampler import Sampler
+from mlc_llm.runtime.sampling_params import SamplingParams
 
 Floats = npt.NDArray[Any]
 LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0, 1.5, 0.25], np.float32)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from mlc_llm.runtime.errors import RequestError
 from mlc_llm.runtime.sampling_params import SamplingParams
 

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from mlc_llm.runtime.stop import StopChecker
 
 # Few letters, so that stop strings overlap themselves and one another.

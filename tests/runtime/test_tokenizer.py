@@ -8,7 +8,9 @@ import sentencepiece
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlc_llm.runtime import artifact, sentencepiece_model
+from tokenizers import models
+
+from mlc_llm.runtime import artifact, sentencepiece_model, tokenizer_files
 from mlc_llm.runtime.errors import ModelFileError, RequestError
 from mlc_llm.runtime.tokenizer import Tokenizer
 
@@ -126,6 +128,24 @@ def test_text_with_a_lone_surrogate_is_a_request_error(byte_level: Tokenizer) ->
         byte_level.encode("ab\ud83d")
 
 
+def test_a_tokenizer_that_fails_on_a_text_is_one_line() -> None:
+    tokenizer = Tokenizer(tokenizers.Tokenizer(models.Unigram([("a", 0.0)], None, False)))
+    assert tokenizer.encode("a") == [0]
+    with pytest.raises(ModelFileError, match=r"tokenizer cannot encode this text \(.*unk_id.*\)"):
+        tokenizer.encode("b")
+
+
+def test_an_interrupted_load_is_not_taken_for_a_damaged_file(
+    monkeypatch: pytest.MonkeyPatch, sentencepiece_file: Path
+) -> None:
+    def interrupted(data: bytes) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tokenizer_files, "parse_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Tokenizer.load(sentencepiece_file.parent)
+
+
 def test_tokens_stand_for_their_exact_bytes(byte_level: Tokenizer, backends: dict[str, tokenizers.Tokenizer]) -> None:
     for text in ["the fox 😀", "日本語", "  x\n"]:
         ids = byte_level.encode(text)
@@ -164,6 +184,7 @@ def test_a_folder_without_a_tokenizer_says_what_is_expected(tmp_path: Path) -> N
         b"\xff\xfe",
         b"[" * 100_000,
         b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["b c"]}}',
+        b'{"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": [["a", "b"]]}}',  # makes tokenizers panic
     ],
 )
 def test_a_damaged_tokenizer_json_is_one_line(tmp_path: Path, content: bytes) -> None:
