@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .plain import plain_messages, plain_tools
+from .plain import check_utf8, plain_messages, plain_tools
 from .prompt import MAX_PROMPT_CHARS, ConversationError, Prompt, one_line, shown
 
 if TYPE_CHECKING:
@@ -100,7 +100,9 @@ class JinjaTemplate:
                 if chars > MAX_PROMPT_CHARS:
                     raise ConversationError(f"the prompt is longer than {MAX_PROMPT_CHARS} characters")
                 pieces.append(piece)
-            return "".join(pieces)
+            text = "".join(pieces)
+            check_utf8(text, "the prompt")
+            return text
 
         return self._guarded(join, param="messages")
 
@@ -116,7 +118,10 @@ class JinjaTemplate:
         except MemoryError:
             raise ConversationError(f"{self.name}: the template needs too much memory", param=param) from None
         except Exception as error:
-            raise ConversationError(f"{self.name}: {one_line(error) or type(error).__name__}", param=param) from None
+            # jinja2's own messages speak for themselves, and so do those that a template raises; a KeyError's does not.
+            own = type(error).__module__.startswith("jinja2") or isinstance(error, ConversationError)
+            kind = "" if own else f"{type(error).__name__}: "
+            raise ConversationError(f"{self.name}: {kind}{one_line(error)}", param=param) from None
 
 
 def _named_sources(source: str | Mapping[str, str] | Sequence[Mapping[str, str]], name: str) -> dict[str, str]:

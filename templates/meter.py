@@ -13,9 +13,11 @@ from typing import Any
 
 from jinja2.exceptions import SecurityError
 
-MAX_BUILT_CHARS = 1 << 28  # characters, list items and bits that one rendering may bring into being
+MAX_BUILT_CHARS = 1 << 28  # what one rendering may read and bring into being, in characters
 MAX_SECONDS = 10.0
 MAX_INTEGER_BITS = 4096
+STEP = 128  # what a call or one round of a loop costs besides
+_ITEM = 32  # what an entry of a list takes besides its content
 
 # What makes more out of its arguments than their sum: filters and string methods by name.
 AMPLIFIERS = frozenset(
@@ -34,7 +36,7 @@ class _Meter:
     def charge(self, amount: int) -> None:
         self.left -= amount + 1
         if self.left < 0:
-            raise SecurityError(f"the template builds more than {MAX_BUILT_CHARS} characters")
+            raise SecurityError(f"the template does more work than {MAX_BUILT_CHARS} characters are worth")
         if time.monotonic() > self.deadline:
             raise SecurityError(f"the template runs for more than {MAX_SECONDS:g} seconds")
 
@@ -57,23 +59,29 @@ def charge(amount: int) -> None:
 
 
 def size(value: object) -> int:
-    if isinstance(value, str | bytes | list | tuple | dict):
+    """About what `value` itself takes, in characters."""
+    if isinstance(value, str | bytes):
         return len(value)
+    if isinstance(value, list | tuple | dict):
+        return _ITEM * len(value)
     return value.bit_length() if isinstance(value, int) else 1
 
 
-def _total_size(value: object) -> int:
-    """Size with one level of items counted, as `join` sees a list."""
-    if isinstance(value, list | tuple):
-        return sum(size(item) + 1 for item in value)
-    return size(value)
+def total_size(*values: object) -> int:
+    """Size with one level of items counted: what an operation that visits every item reads."""
+    total = 0
+    for value in values:
+        if isinstance(value, dict):
+            total += sum(map(size, value)) + sum(map(size, value.values()))
+        total += sum(size(item) + 1 for item in value) if isinstance(value, list | tuple) else size(value)
+    return total
 
 
 def charge_product(arguments: Iterable[Any]) -> None:
     """Charge the product of all sizes, an upper bound of what an amplifier makes. Integers count as repetitions."""
     product = 1
     for argument in arguments:
-        product *= max(1, abs(argument) if isinstance(argument, int) else _total_size(argument))
+        product *= max(1, abs(argument) if isinstance(argument, int) else total_size(argument))
     charge(product)
 
 
@@ -82,6 +90,8 @@ def charge_amplifier(name: str, arguments: list[Any]) -> None:
     if name == "replace" and len(texts) == 3:
         text, old, new = texts
         charge(len(text) + text.count(old) * len(new))
+    elif name in ("batch", "slice"):
+        charge_product([_ITEM, *arguments])
     else:
         charge_product(arguments)
 
@@ -89,7 +99,7 @@ def charge_amplifier(name: str, arguments: list[Any]) -> None:
 def _charge_format(text: str, fields: int, widths: Iterable[str], arguments: Iterable[Any]) -> None:
     """Charge `%` or `str.format`: every field may repeat every argument, and each width is padding."""
     padding = sum(int(width) if len(width) < 10 else MAX_BUILT_CHARS for width in widths)
-    charge(len(text) + padding + fields * sum(_total_size(argument) for argument in arguments))
+    charge(len(text) + padding + fields * total_size(*arguments))
 
 
 def charge_percent(text: str, argument: Any) -> None:

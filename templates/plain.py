@@ -16,6 +16,16 @@ MAX_DEPTH = 64
 MAX_VALUES = 200_000
 
 
+def check_utf8(text: str, param: str) -> None:
+    """Raises ConversationError for half of a surrogate pair, which JSON can spell and no tokenizer can read."""
+    try:
+        text.isascii() or text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConversationError(
+            f"{param} has a lone surrogate at character {error.start}: expected text that UTF-8 can encode", param=param
+        ) from None
+
+
 class _Copier:
     """Copies one request's worth of values; counts what it has seen."""
 
@@ -53,14 +63,7 @@ class _Copier:
             raise ConversationError(
                 f"{param}: the conversation is longer than {MAX_PROMPT_CHARS} characters: shorten it", param=param
             )
-        if not value.isascii():
-            try:
-                value.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise ConversationError(
-                    f"{param} has a lone surrogate at character {error.start}: expected text that UTF-8 can encode",
-                    param=param,
-                ) from None
+        check_utf8(value, param)
         return str.__str__(value)
 
     def integer(self, value: int, param: str) -> int:

@@ -8,7 +8,7 @@ are those of transformers (`utils/chat_template_utils.py`), so that a template r
 import functools
 import json
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -24,6 +24,7 @@ from jinja2.visitor import NodeTransformer
 
 from .meter import (
     AMPLIFIERS,
+    STEP,
     charge,
     charge_amplifier,
     charge_percent,
@@ -31,10 +32,11 @@ from .meter import (
     charge_result,
     charge_str_format,
     size,
+    total_size,
 )
 
 
-def _metered_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _metered(name: str, function: Any) -> Callable[..., Any]:
     """`function` with its cost charged. functools.wraps keeps jinja2's mark for filters that want the context."""
 
     @functools.wraps(function)
@@ -45,7 +47,7 @@ def _metered_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         elif name == "format":
             charge_percent(str(args[0]), (*args[1:], *kwargs.values()))
         else:
-            charge(0)
+            charge(STEP + total_size(*args, *kwargs.values()))
         return charge_result(function(*args, **kwargs))
 
     return call
@@ -62,19 +64,9 @@ def _emit(context: Context, value: Any) -> Any:
 
 
 @jinja2.pass_context
-def _each(context: Context, items: Any) -> Any:
-    """Charge for each item that a loop visits. Sequences stay what they are: `loop.length` needs that."""
-    try:
-        charge(16 * len(items))
-    except TypeError:
-        return _count(items)
-    return items
-
-
-def _count(items: Iterable[Any]) -> Iterator[Any]:
-    for item in items:
-        charge(16)
-        yield item
+def _step(context: Context, value: Any) -> Any:
+    charge(STEP)
+    return value
 
 
 @jinja2.pass_context
@@ -101,7 +93,12 @@ class _Metering(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
-        node.iter = self.wrap(node.iter, "_each")
+        # Each round prints an empty text first, and a round that the loop's `if` skips is charged there.
+        attributes = {"lineno": node.lineno, "environment": node.environment}
+        tick = nodes.Output([self.wrap(nodes.Const("", **attributes), "_step")], **attributes)
+        node.body.insert(0, tick)
+        if node.test is not None:
+            node.test = self.wrap(node.test, "_step")
         return node
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
@@ -141,17 +138,17 @@ class _Namespace(jinja2.utils.Namespace):
     def __init__(*args: Any, **kwargs: Any) -> None:  # no `self`: `namespace(self=1)` is allowed, as in jinja2
         attributes = dict(*args[1:], **kwargs)
         for name in attributes:
-            _Namespace._check(name)
+            _check_attribute(name)
         jinja2.utils.Namespace.__init__(args[0], attributes)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._check(name)
-        super().__setitem__(name, value)
+        _check_attribute(name)
+        jinja2.utils.Namespace.__setitem__(self, name, value)
 
-    @staticmethod
-    def _check(name: object) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise SecurityError(f"a namespace cannot hold {name!r}: names start with a letter")
+
+def _check_attribute(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name!r}: names start with a letter")
 
 
 class _Dict:
@@ -187,8 +184,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols])
         self.filters["tojson"] = _tojson
-        self.filters = {name: _metered_filter(name, function) for name, function in self.filters.items()}
-        self.filters |= {"_emit": _emit, "_each": _each, "_concat": _concat, "_built": _built}
+        self.filters = {name: _metered(name, function) for name, function in self.filters.items()}
+        self.tests = {name: _metered(name, function) for name, function in self.tests.items()}
+        self.filters |= {"_emit": _emit, "_step": _step, "_concat": _concat, "_built": _built}
         del self.globals["lipsum"]  # filler text by the megabyte
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
         self.globals |= {"dict": _Dict(), "namespace": _Namespace}
@@ -215,7 +213,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             args = tuple(list(arg) if isinstance(arg, types.GeneratorType) else arg for arg in args)
             charge_amplifier(function.__name__, [owner, *args, *kwargs.values()])
         else:
-            charge(16)
+            charge(STEP + total_size(owner, *args, *kwargs.values()))
         return charge_result(super().call(context, function, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
