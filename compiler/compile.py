@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.artifact import ChatConfig, load_chat_config
+from .inputs import compiled_config, folder_config, open_model
 from .layout import compiled_folder, folder_layout, source_layout
 from .options import DEFAULT_QUANTIZATION, CompileOptions, check_conv_template, check_options
 from .overrides import parse_opt, parse_overrides
@@ -12,7 +13,7 @@ from .plan import CompilePlan, plan
 from .preflight import require_c_compiler
 from .progress import SILENT, Progress
 from .quantization.scheme import get_scheme
-from .stages import build_folder, build_library_file, folder_config, open_model, writing
+from .stages import build_folder, build_library_file, writing
 from .target.target import resolve_target
 from .weights import WeightSummary, plan_weights
 
@@ -56,7 +57,7 @@ def compile_model(options: CompileOptions, progress: Progress = SILENT) -> Compi
     folder = compiled_folder(options.model)
     if folder is not None:
         layout = folder_layout(folder, checked)
-        config = folder_config(folder, options.quantization, checked.overrides)
+        config = compiled_config(folder, checked)
         stages = {}
     else:
         scheme = checked.scheme or get_scheme(DEFAULT_QUANTIZATION)
@@ -103,7 +104,7 @@ def compile_library(
     Raises UsageError, ModelFileError, EngineError.
     """
     target = resolve_target(device, host)
-    config = folder_config(folder, None, parse_overrides(overrides))
+    config = folder_config(folder, parse_overrides(overrides))
     build_library_file(
         config,
         output,

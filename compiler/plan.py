@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.artifact import KVCacheMetadata
+from .inputs import compiled_config, open_model
 from .layout import compiled_folder, folder_layout, source_layout
 from .model.architecture import ModelConfig
 from .model.registry import get_architecture
 from .options import DEFAULT_QUANTIZATION, CompileOptions, check_options
 from .progress import SILENT, Progress
 from .quantization.scheme import get_scheme
-from .stages import folder_config, open_model
 from .weights import plan_weights
 
 
@@ -51,7 +51,7 @@ def plan(options: CompileOptions, progress: Progress = SILENT) -> CompilePlan:
     checked = check_options(options)
     folder = compiled_folder(options.model)
     if folder is not None:
-        chat_config = folder_config(folder, options.quantization, checked.overrides)
+        chat_config = compiled_config(folder, checked)
         architecture = get_architecture(chat_config.model_type)
         config: ModelConfig = architecture.from_dict(chat_config.architecture)
         scheme = get_scheme(chat_config.quantization)

@@ -2,32 +2,25 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..runtime.artifact import CHAT_CONFIG_NAME, TENSOR_CACHE_NAME, ChatConfig, load_chat_config, model_hash
-from ..runtime.errors import ModelFileError, UsageError
+from ..runtime.artifact import CHAT_CONFIG_NAME, TENSOR_CACHE_NAME, ChatConfig, model_hash
 from . import stamps
 from .chat_config import make_chat_config
 from .locks import locked
-from .model.registry import get_architecture
-from .overrides import check_applied
 from .preflight import explained, require_c_compiler
 from .progress import steps
-from .source import open_source
 from .source.source import write_file
 from .stamps import STAMP_NAME
 from .weights import convert_weights, plan_weights
 
 if TYPE_CHECKING:
-    from .model.architecture import Architecture, ModelConfig, Weight
+    from .inputs import OpenModel
     from .progress import Progress
     from .quantization.scheme import Scheme
-    from .source import Progress as DownloadProgress
-    from .source import Source
     from .target.target import CompileTarget
 
 LOCK_NAME = ".mlc-lock"
@@ -35,70 +28,27 @@ _STAGING_PREFIX = ".mlc-staging-"
 _LIBRARY_STEPS = 100
 
 
-@dataclass(frozen=True)
-class OpenModel:
-    """A source with the architecture that its config names, and that config with the overrides in it."""
-
-    source: "Source"
-    model_type: str
-    architecture: "Architecture"
-    config: "ModelConfig"
-
-    @property
-    def weights(self) -> "list[Weight]":
-        return self.architecture.weights(self.config)
-
-
-def open_model(model: str, model_type: str, overrides: Mapping[str, int], progress: "Progress") -> OpenModel:
-    """Open MODEL, downloading it where it is a name. Raises ModelFileError, UsageError."""
-    source = open_source(model, progress=_downloads(progress))
-    named = source.config.get("model_type") if model_type == "auto" else model_type
-    if not isinstance(named, str):
-        raise ModelFileError(f"{source.name}: config.json has model_type = {named!r}: name it with --model-type")
-    architecture = get_architecture(named)
-    return OpenModel(source, named, architecture, read_config(architecture, source.config, overrides))
-
-
-def read_config(
-    architecture: "Architecture", published: Mapping[str, Any], overrides: Mapping[str, int]
-) -> "ModelConfig":
-    """The architecture's config with the overrides in it. Raises UsageError for one that the model cannot take."""
-    config: ModelConfig = architecture.from_dict({**published, **overrides})
-    check_applied(overrides, config.to_dict())
-    return config
-
-
-def _downloads(progress: "Progress") -> "DownloadProgress":
-    """A callback for downloads: a stage for each thing that is fetched."""
-    reports: dict[str, Callable[[int, int, str], None]] = {}
-
-    def report(done: int, total: int, what: str) -> None:
-        if what not in reports:
-            progress.stage(f"download {what}", total or None)
-            reports[what] = steps(progress, total)
-        reports[what](done, total, "")
-
-    return report
-
-
 @contextmanager
 def writing(folder: Path, progress: "Progress") -> "Iterator[None]":
     """Hold the model folder for one compilation; a folder that stays empty is removed. Raises EngineError."""
-    made = not folder.exists()
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with locked(folder / LOCK_NAME, folder, progress):
-                for left in folder.glob(f"{_STAGING_PREFIX}*"):  # by a process that was killed
-                    shutil.rmtree(left, ignore_errors=True)
-                yield
-        finally:
-            if made and not any(folder.iterdir()):
-                folder.rmdir()
+    with ExitStack() as stack:
+        with explained(folder):
+            if not folder.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.callback(_remove_if_empty, folder)
+            stack.enter_context(locked(folder / LOCK_NAME, folder, progress))
+            for left in folder.glob(f"{_STAGING_PREFIX}*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def build_folder(
-    model: OpenModel,
+    model: "OpenModel",
     scheme: "Scheme",
     folder: Path,
     *,
@@ -132,7 +82,7 @@ def build_folder(
     return done
 
 
-def config_key(model: OpenModel, scheme: "Scheme", conv_template: str | None, overrides: Mapping[str, int]) -> str:
+def config_key(model: "OpenModel", scheme: "Scheme", conv_template: str | None, overrides: Mapping[str, int]) -> str:
     """What mlc-chat-config.json and the tokenizer files depend on."""
     return stamps.key(
         source=model.source.fingerprint,
@@ -144,7 +94,7 @@ def config_key(model: OpenModel, scheme: "Scheme", conv_template: str | None, ov
     )
 
 
-def weights_key(model: OpenModel, scheme: "Scheme") -> str:
+def weights_key(model: "OpenModel", scheme: "Scheme") -> str:
     """What the shards depend on."""
     return stamps.key(
         source=model.source.fingerprint,
@@ -173,7 +123,7 @@ def _config_is_current(folder: Path, key: str) -> bool:
 
 
 def _stage_config(
-    model: OpenModel, scheme: "Scheme", staging: Path, conv_template: str | None, progress: "Progress"
+    model: "OpenModel", scheme: "Scheme", staging: Path, conv_template: str | None, progress: "Progress"
 ) -> list[str]:
     """Write tokenizer files and configuration to the staging folder; the tokenizer files' names."""
     names = model.source.write_tokenizer(staging)
@@ -205,7 +155,7 @@ def _install(staging: Path, tokenizer_files: list[str], folder: Path, key: str) 
     stamps.write_stamp(stamp, "config", {"key": key, "files": [*tokenizer_files, CHAT_CONFIG_NAME]})
 
 
-def _build_weights(model: OpenModel, scheme: "Scheme", folder: Path, force: bool, progress: "Progress") -> str:
+def _build_weights(model: "OpenModel", scheme: "Scheme", folder: Path, force: bool, progress: "Progress") -> str:
     key = weights_key(model, scheme)
     stamp = stamps.read_stamps(folder / STAMP_NAME).get("weights", {})
     index = stamps.file_digest(folder / TENSOR_CACHE_NAME)
@@ -218,20 +168,6 @@ def _build_weights(model: OpenModel, scheme: "Scheme", folder: Path, force: bool
     index = stamps.file_digest(folder / TENSOR_CACHE_NAME)
     stamps.write_stamp(folder / STAMP_NAME, "weights", {"key": key, "index": index})
     return "built"
-
-
-def folder_config(folder: Path, quantization: str | None, overrides: Mapping[str, int]) -> ChatConfig:
-    """The configuration of a compiled folder, with overrides in it. Raises ModelFileError, UsageError."""
-    config = load_chat_config(folder)
-    if quantization not in (None, config.quantization):
-        raise UsageError(f"{folder} is quantized as {config.quantization}, not {quantization}: "
-                             "compile the source weights again for another quantization")  # fmt: skip
-    if not overrides:
-        return config
-    architecture = read_config(get_architecture(config.model_type), config.architecture, overrides)
-    sizes = ("context_window_size", "sliding_window_size", "prefill_chunk_size", "attention_sink_size")
-    changed = {name: getattr(architecture, name) for name in sizes}
-    return config.model_copy(update={"architecture": architecture.to_dict(), **changed})
 
 
 def build_library_file(

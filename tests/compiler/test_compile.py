@@ -368,6 +368,10 @@ def test_a_compiled_folder_is_not_quantized_again(llama_folder: Path, library: F
     folder = run(llama_folder).folder
     with pytest.raises(UsageError, match=r"is quantized as q4f16_1, not q0f16"):
         run(folder, quantization="q0f16")
+    with pytest.raises(UsageError, match=r"is a llama model: leave --model-type gemma out"):
+        run(folder, model_type="gemma")
+    with pytest.raises(UsageError, match=r"keeps its conversation template: .* again with --conv-template llama-3"):
+        run(folder, conv_template="llama-3")
     with pytest.raises(UsageError, match=r"is compiled already.*name a \.so file"):
         run(folder, output=tmp_path / "elsewhere")
 

@@ -1,0 +1,85 @@
+"""What a compilation starts from: an opened source with its architecture, or the config of a compiled folder."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..runtime.artifact import ChatConfig, load_chat_config
+from ..runtime.errors import ModelFileError, UsageError
+from .model.architecture import Architecture, ModelConfig, Weight
+from .model.registry import get_architecture
+from .options import CheckedOptions
+from .overrides import check_applied
+from .progress import Progress, steps
+from .source import Progress as DownloadProgress
+from .source import Source, open_source
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A source with the architecture that its config names, and that config with the overrides in it."""
+
+    source: Source
+    model_type: str
+    architecture: Architecture
+    config: ModelConfig
+
+    @property
+    def weights(self) -> list[Weight]:
+        return self.architecture.weights(self.config)
+
+
+def open_model(model: str, model_type: str, overrides: Mapping[str, int], progress: Progress) -> OpenModel:
+    """Open MODEL, downloading it where it is a name. Raises ModelFileError, UsageError."""
+    source = open_source(model, progress=_downloads(progress))
+    named = source.config.get("model_type") if model_type == "auto" else model_type
+    if not isinstance(named, str):
+        raise ModelFileError(f"{source.name}: config.json has model_type = {named!r}: name it with --model-type")
+    architecture = get_architecture(named)
+    return OpenModel(source, named, architecture, read_config(architecture, source.config, overrides))
+
+
+def read_config(architecture: Architecture, published: Mapping[str, Any], overrides: Mapping[str, int]) -> ModelConfig:
+    """The architecture's config with the overrides in it. Raises UsageError for one that the model cannot take."""
+    config: ModelConfig = architecture.from_dict({**published, **overrides})
+    check_applied(overrides, config.to_dict())
+    return config
+
+
+def _downloads(progress: Progress) -> DownloadProgress:
+    """A callback for downloads: a stage for each thing that is fetched."""
+    reports: dict[str, Callable[[int, int, str], None]] = {}
+
+    def report(done: int, total: int, what: str) -> None:
+        if what not in reports:
+            progress.stage(f"download {what}", total or None)
+            reports[what] = steps(progress, total)
+        reports[what](done, total, "")
+
+    return report
+
+
+def folder_config(folder: Path, overrides: Mapping[str, int]) -> ChatConfig:
+    """The configuration of a compiled folder, with overrides in it. Raises ModelFileError, UsageError."""
+    config = load_chat_config(folder)
+    if not overrides:
+        return config
+    architecture = read_config(get_architecture(config.model_type), config.architecture, overrides)
+    sizes = ("context_window_size", "sliding_window_size", "prefill_chunk_size", "attention_sink_size")
+    changed = {name: getattr(architecture, name) for name in sizes}
+    return config.model_copy(update={"architecture": architecture.to_dict(), **changed})
+
+
+def compiled_config(folder: Path, options: CheckedOptions) -> ChatConfig:
+    """`folder_config` for the options of `mlc compile`. Raises UsageError for those that only a source can honour."""
+    config = folder_config(folder, options.overrides)
+    if options.scheme is not None and options.scheme.name != config.quantization:
+        raise UsageError(f"{folder} is quantized as {config.quantization}, not {options.scheme.name}: "
+                         "compile the source weights again for another quantization")  # fmt: skip
+    if options.model_type not in ("auto", config.model_type):
+        raise UsageError(f"{folder} is a {config.model_type} model: leave --model-type {options.model_type} out")
+    if options.conv_template is not None:
+        raise UsageError(f"{folder} is compiled already and keeps its conversation template: compile the source "
+                         f"weights again with --conv-template {options.conv_template}")  # fmt: skip
+    return config
