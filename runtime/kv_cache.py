@@ -95,7 +95,7 @@ class KVCache:
 
     def begin_forward(self, sequences: list[int], counts: list[int]) -> None:
         """Make room for `counts[i]` more tokens in `sequences[i]`. Raises EngineError when the pages do not suffice."""
-        self._check_pages(sum(map(self.pages_needed, sequences, counts)))
+        self.require_room(sequences, counts)
         self._call["begin_forward"](self.state, self._shape(tuple(sequences)), self._shape(tuple(counts)))
         for sequence, count in zip(sequences, counts, strict=True):
             self._lengths[sequence] += count
@@ -103,6 +103,10 @@ class KVCache:
     def end_forward(self) -> None:
         """The forward pass that `begin_forward` announced is complete."""
         self._call["end_forward"](self.state)
+
+    def require_room(self, sequences: list[int], counts: list[int]) -> None:
+        """Raise EngineError unless every `sequences[i]` can take `counts[i]` more tokens."""
+        self._check_pages(sum(map(self.pages_needed, sequences, counts)))
 
     def pages_needed(self, sequence: int, count: int) -> int:
         """Free pages that `count` more tokens of a sequence take."""

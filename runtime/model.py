@@ -120,6 +120,7 @@ class Model:
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Logits:
         """Append tokens to a sequence. Returns the logits after the last one, [vocab]."""
         self._check_tokens(tokens)
+        self._cache.require_room([sequence], [len(tokens)])  # for all of them, before the first is computed
         for start in range(0, len(tokens), self._chunk):
             logits = self._forward("prefill", [sequence], tokens[start : start + self._chunk])
         return logits[0, 0, : self.vocab_size]
@@ -135,6 +136,7 @@ class Model:
     def logits_of(self, sequence: int, tokens: Sequence[int]) -> Logits:
         """Append tokens to a sequence. Returns the logits after each of them, [len(tokens), vocab]."""
         self._check_tokens(tokens)
+        self._cache.require_room([sequence], [len(tokens)])
         self._functions.setdefault("batch_verify", self._library["batch_verify"])
         parts = []
         for start in range(0, len(tokens), self._chunk):

@@ -1,0 +1,111 @@
+"""Cores, instruction sets and memory of the machine, as the kernel tells them."""
+
+import math
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from mlc_llm.runtime import devices
+from mlc_llm.runtime.errors import UsageError
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty /proc and /sys to fill."""
+    for name in ("_CPUINFO", "_MEMINFO", "_CGROUP", "_CPUS"):
+        monkeypatch.setattr(devices, name, tmp_path / name)
+    for name in ("_CGROUP", "_CPUS"):
+        (tmp_path / name).mkdir()
+    devices.cpu_features.cache_clear()
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _fresh_features() -> None:
+    devices.cpu_features.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu", "cpu:0"])
+def test_the_processor_is_the_device(name: str) -> None:
+    assert devices.resolve_device(name) == "cpu"
+
+
+def test_another_device_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match="device 'cuda' is not supported yet: use 'cpu' or 'auto'"):
+        devices.resolve_device("cuda")
+
+
+@pytest.mark.parametrize(("machine", "triple"), [("AMD64", "x86_64"), ("arm64", "aarch64"), ("riscv64", "riscv64")])
+def test_the_architecture_is_spelled_as_in_triples(machine: str, triple: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert devices.host_architecture() == triple
+
+
+@pytest.mark.parametrize("name", ["flags\t\t", "Features\t"])
+def test_features_come_from_the_first_processor(kernel: Path, name: str) -> None:
+    (kernel / "_CPUINFO").write_text(f"processor\t: 0\n{name}: fma avx512_vnni\n\nprocessor\t: 1\n{name}: other\n")
+    assert devices.cpu_features() == {"fma", "avx512_vnni"}
+
+
+def test_features_are_empty_where_the_kernel_tells_none(kernel: Path) -> None:
+    assert devices.cpu_features() == frozenset()
+    devices.cpu_features.cache_clear()
+    (kernel / "_CPUINFO").write_text("processor\t: 0\n")
+    assert devices.cpu_features() == frozenset()
+
+
+def siblings(kernel: Path, cpu: int, text: str) -> None:
+    folder = kernel / "_CPUS" / f"cpu{cpu}" / "topology"
+    folder.mkdir(parents=True)
+    (folder / "thread_siblings_list").write_text(text + "\n")
+
+
+def test_siblings_of_a_core_count_once(kernel: Path) -> None:
+    for cpu in range(4):
+        siblings(kernel, cpu, f"{cpu % 2},{cpu % 2 + 2}")
+    assert devices.physical_cores([0, 1, 2, 3]) == 2
+    assert devices.physical_cores([0, 2]) == 1
+    assert devices.physical_cores([7, 8]) == 2  # nothing is known of them
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, math.inf),
+        ({"cpu.max": "max 100000\n"}, math.inf),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, math.inf),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3.0),
+        ({"cpu.max": "nonsense"}, math.inf),
+    ],
+)
+def test_the_quota_of_the_control_group(kernel: Path, files: dict[str, str], quota: float) -> None:
+    for name, text in files.items():
+        path = kernel / "_CGROUP" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert devices.cpu_quota() == quota
+
+
+@pytest.mark.parametrize(("quota", "threads"), [("max 100000", 3), ("150000 100000", 2), ("1000 100000", 1)])
+def test_threads_are_cores_that_this_process_may_use(
+    kernel: Path, quota: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2, 5})
+    (kernel / "_CGROUP" / "cpu.max").write_text(quota)
+    assert devices.num_threads() == threads
+
+
+def test_memory_is_what_both_the_machine_and_the_group_have_left(kernel: Path) -> None:
+    assert devices.available_memory() == 1 << 62  # nobody says
+    (kernel / "_MEMINFO").write_text("MemTotal:  9000 kB\nMemAvailable:  1000 kB\n")
+    assert devices.available_memory() == 1000 * 1024
+    (kernel / "_CGROUP" / "memory.max").write_text("max\n")
+    (kernel / "_CGROUP" / "memory.current").write_text("100000\n")
+    assert devices.available_memory() == 1000 * 1024
+    (kernel / "_CGROUP" / "memory.max").write_text("300000\n")
+    assert devices.available_memory() == 200000
+    (kernel / "_CGROUP" / "memory.current").write_text("400000\n")
+    assert devices.available_memory() == 0

@@ -1,0 +1,139 @@
+"""TVM's runtime without its compiler, and memory that kernels can read."""
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mlc_llm.runtime import tvm_runtime
+from mlc_llm.runtime.errors import EngineError, ModelFileError
+from mlc_llm.runtime.tvm_runtime import Arena, numpy_dtype, one_line, tensor, view
+
+
+def in_new_process(code: str, **environment: str) -> str:
+    cleared = {
+        k: v for k, v in os.environ.items() if k not in ("TVM_NUM_THREADS", "OMP_NUM_THREADS", "TVM_BIND_THREADS")
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**cleared, **environment}
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_the_runtime_loads_without_tvm_and_without_torch() -> None:
+    code = (
+        "import sys; from mlc_llm.runtime.tvm_runtime import global_function\n"
+        "print(global_function('vm.builtin.kv_state_popn') is not None)\n"
+        "print({'tvm', 'torch', 'mlc_llm.compiler'} & set(sys.modules))"
+    )
+    assert in_new_process(code).splitlines() == ["True", "set()"]
+
+
+def test_torch_can_be_imported_afterwards_and_stays_where_it_was_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    with tvm_runtime._torch_unseen(), pytest.raises(ImportError):
+        import torch  # noqa: F401
+    assert "torch" not in sys.modules
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace())
+    with tvm_runtime._torch_unseen():
+        assert sys.modules["torch"] is not None
+
+
+@pytest.mark.parametrize(
+    ("environment", "cpus", "expected"),
+    [
+        ({}, 8, ("3", "0")),
+        ({}, 3, ("3", None)),  # all processors are ours, so that binding threads to them is right
+        ({"TVM_NUM_THREADS": "7"}, 8, ("7", None)),
+        ({"OMP_NUM_THREADS": "7"}, 8, (None, None)),
+        ({"TVM_BIND_THREADS": "1"}, 8, ("3", "1")),
+    ],
+)
+def test_threads_are_set_unless_the_user_did(
+    environment: dict[str, str], cpus: int, expected: tuple[str | None, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TVM_NUM_THREADS", "OMP_NUM_THREADS", "TVM_BIND_THREADS"):
+        monkeypatch.setenv(name, "")  # so that the end of the test undoes what the code sets
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tvm_runtime, "num_threads", lambda: 3)
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    tvm_runtime._set_threads()
+    assert (os.environ.get("TVM_NUM_THREADS"), os.environ.get("TVM_BIND_THREADS")) == expected
+
+
+def test_a_missing_runtime_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    load = tvm_runtime.tvm_ffi.__wrapped__
+    monkeypatch.setenv("TVM_NUM_THREADS", "2")
+    for spec in (None, SimpleNamespace(submodule_search_locations=[str(tmp_path)])):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, spec=spec: spec)
+        with pytest.raises(EngineError, match=r"libtvm_runtime\.so\) is missing: run `pip install apache-tvm`"):
+            load()
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libtvm_runtime.so").write_text("no library")
+    with pytest.raises(EngineError, match=r"libtvm_runtime\.so cannot be loaded: .*(invalid ELF header|too short)"):
+        load()
+
+
+def test_the_version_of_tvm_is_that_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = tvm_runtime.tvm_version.__wrapped__
+    assert version() == importlib.metadata.version("apache-tvm")
+
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(EngineError, match="TVM is not installed"):
+        version()
+
+
+def test_one_line_of_an_error() -> None:
+    assert one_line(ValueError("\n  first \nsecond")) == "first"
+    assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+def test_an_arena_gives_aligned_arrays_that_do_not_overlap() -> None:
+    arena = Arena(2 * Arena.room(100) + Arena.room(12))
+    arrays = [arena.array((10, 5), np.dtype(np.float16)), arena.array((100,), np.dtype(np.uint8))]
+    arrays.append(arena.array((3,), np.dtype(np.float32)))
+    for number, array in enumerate(arrays):
+        assert array.ctypes.data % 64 == 0
+        array[...] = number
+    assert [int(array.sum()) for array in arrays] == [0, 100, 6]
+
+
+def test_an_arena_that_is_full_says_so() -> None:
+    arena = Arena(1000)
+    with pytest.raises(ValueError, match="bytes left, not"):
+        arena.array((8 << 20,), np.dtype(np.uint8))
+
+
+def test_more_memory_than_there_is_is_one_line() -> None:
+    with pytest.raises(EngineError, match="MiB of memory for weights are not available"):
+        Arena(1 << 60)
+
+
+def test_arrays_become_tensors_without_a_copy() -> None:
+    array = np.zeros((2, 3), np.float32)
+    shared = view(tensor(array), (3, 2))
+    array[1, 2] = 5
+    assert np.from_dlpack(shared)[2, 1] == 5
+
+
+@pytest.mark.parametrize(("dtype", "carrier"), [("bfloat16", "uint16"), ("float8_e4m3fn", "uint8")])
+def test_types_that_numpy_lacks_travel_as_bits(dtype: str, carrier: str) -> None:
+    assert numpy_dtype(dtype) == np.dtype(carrier)
+    assert str(tensor(np.zeros((4, 4), carrier), dtype).dtype) == dtype
+
+
+def test_an_unknown_type_is_refused() -> None:
+    with pytest.raises(ModelFileError, match="tensor type 'float7' is unknown"):
+        numpy_dtype("float7")
