@@ -23,7 +23,6 @@ from ..runtime.artifact import TENSOR_CACHE_NAME, TENSOR_CACHE_OLD_NAME, ParamMe
 from ..runtime.errors import EngineError
 
 SHARD_BYTES = 32 << 20
-FORMAT = "f32-to-bf16"  # on every record: float32 tensors are stored as bfloat16, all others as they are
 TENSOR_CACHE_BF16_NAME = "tensor-cache-b16.json"  # the same shards, with those tensors declared as bfloat16
 _TEMPORARY_NAME = ".weights.tmp"
 _INDEX_ROOM = 1 << 20  # bytes set aside for the JSON beside the shards
@@ -37,8 +36,12 @@ class ShardWriter:
     Raises EngineError when the disk is full, the folder cannot be written or another process is writing it.
     """
 
-    def __init__(self, folder: Path, total_bytes: int, *, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(
+        self, folder: Path, total_bytes: int, *, record_format: str = "f32-to-bf16", shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        """`record_format` "f32-to-bf16": float32 tensors come as bfloat16, all others as they are; "raw": all do."""
         self.folder = folder
+        self._format = record_format
         self.total_bytes = total_bytes
         self.written = 0
         self._temporary = folder / _TEMPORARY_NAME
@@ -79,7 +82,8 @@ class ShardWriter:
         that is still being filled.
         """
         size = data.nbytes
-        entry = {"name": record.name, "shape": record.shape, "dtype": record.dtype, "format": FORMAT, "nbytes": size}
+        entry: dict[str, Any] = {"name": record.name, "shape": record.shape, "dtype": record.dtype}
+        entry |= {"format": self._format, "nbytes": size}
         raw = data.reshape(-1).view(np.uint8).data
         if len(self._pending) + size >= self._shard_bytes:
             if size * 2 >= self._shard_bytes:
@@ -130,7 +134,8 @@ class ShardWriter:
         """`tensor-cache.json`, and its bfloat16 twin when a float32 tensor is among the records."""
         names = [TENSOR_CACHE_NAME]
         (self._temporary / TENSOR_CACHE_NAME).write_text(_index(metadata, self._shards), encoding="utf-8")
-        if any(record["dtype"] == "float32" for shard in self._shards for record in shard["records"]):
+        records = [record for shard in self._shards for record in shard["records"]]
+        if self._format == "f32-to-bf16" and any(record["dtype"] == "float32" for record in records):
             twins = [shard | {"records": [_as_bfloat16(r) for r in shard["records"]]} for shard in self._shards]
             (self._temporary / TENSOR_CACHE_BF16_NAME).write_text(_index(metadata, twins), encoding="utf-8")
             names.append(TENSOR_CACHE_BF16_NAME)

@@ -48,9 +48,14 @@ def plan_weights(weights: list[Weight], scheme: Scheme) -> WeightSummary:
     return WeightSummary(
         parameters=sum(math.prod(weight.shape) for weight in weights),
         bytes=sum(count * numpy_dtype(dtype).itemsize for count, dtype in sizes),
-        file_bytes=sum(count * (2 if dtype == "float32" else numpy_dtype(dtype).itemsize) for count, dtype in sizes),
+        file_bytes=sum(count * _file_itemsize(dtype, scheme) for count, dtype in sizes),
         records=len(stored),
     )
+
+
+def _file_itemsize(dtype: str, scheme: Scheme) -> int:
+    narrowed = dtype == "float32" and scheme.record_format == "f32-to-bf16"
+    return 2 if narrowed else numpy_dtype(dtype).itemsize
 
 
 def convert_weights(
@@ -64,7 +69,7 @@ def convert_weights(
     order = _conversion_order(source, weights)
     summary = plan_weights(weights, scheme)
     done = 0
-    with ShardWriter(folder, summary.file_bytes) as writer:
+    with ShardWriter(folder, summary.file_bytes, record_format=scheme.record_format) as writer:
         for weight in order:
             for record, data in zip(scheme.stored(weight), _at_rest(source, weight, scheme), strict=True):
                 writer.add(record, data)
@@ -158,16 +163,17 @@ def _read(source: Source, name: str) -> Array:
 def _encode(name: str, tensor: Array, weight: Weight, scheme: Scheme) -> tuple[Array, ...]:
     """One source tensor as it is stored: codes and scales, or the values in the model's dtype."""
     if not scheme.is_quantized(weight.kind):
-        return (_plain(name, tensor, scheme.model_dtype),)
+        narrowed = scheme.model_dtype == "float32" and scheme.record_format == "f32-to-bf16"
+        return (_plain(name, tensor, scheme.model_dtype, narrowed=narrowed),)
     q_weight, q_scale = quantize(tensor, scheme, transposed=scheme.is_transposed(weight.kind))
     if not np.isfinite(q_scale).all():  # the scale of a group is finite where all of its weights are
         raise _not_finite(name, tensor, scheme.model_dtype)
     return q_weight, bfloat16_bits(q_scale) if q_scale.dtype == np.float32 else q_scale
 
 
-def _plain(name: str, tensor: Array, dtype: str) -> Array:
+def _plain(name: str, tensor: Array, dtype: str, *, narrowed: bool) -> Array:
     values = tensor.reshape(-1)
-    out = np.empty(values.shape, np.uint16 if dtype == "float32" else numpy_dtype(dtype))
+    out = np.empty(values.shape, np.uint16 if narrowed else numpy_dtype(dtype))
 
     def work(start: int, stop: int) -> None:
         with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are reported below
@@ -175,7 +181,7 @@ def _plain(name: str, tensor: Array, dtype: str) -> Array:
             finite = np.isfinite(block).all()
         if not finite:
             raise _not_finite(name, tensor, dtype)
-        out[start:stop] = bfloat16_bits(block) if dtype == "float32" else block
+        out[start:stop] = bfloat16_bits(block) if narrowed else block
 
     for_blocks(values.size, BLOCK_ELEMENTS, work)
     return out.reshape(tensor.shape)

@@ -44,6 +44,12 @@ class Scheme:
         """What is subtracted from a code before scaling: codes are 0..2*offset, weights -offset..offset scales."""
         return (1 << (self.bits - 1)) - 1
 
+    @property
+    def record_format(self) -> str:
+        """`format` of the records of a folder. MLC's writer stores float32 tensors as bfloat16, whatever the scheme;
+        a scheme that is chosen for its precision keeps them whole, in the other format that MLC reads."""
+        return "raw" if self.kind == "none" and self.model_dtype == "float32" else "f32-to-bf16"
+
     def is_quantized(self, kind: WeightKind) -> bool:
         """Whether weights of this kind become codes and scales."""
         if self.kind == "none" or kind == "plain":

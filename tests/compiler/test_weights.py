@@ -85,11 +85,15 @@ def names_in_order(folder: Path) -> list[str]:
 # What is written
 
 
-def dump_with_tvm(arrays: Mapping[str, Any], folder: Path, metadata: Any, cap_mb: int) -> None:
+def dump_with_tvm(
+    arrays: Mapping[str, Any], folder: Path, metadata: Any, cap_mb: int, encode_format: str = "f32-to-bf16"
+) -> None:
     from tvm.contrib.tvmjs import dump_tensor_cache
 
     with contextlib.redirect_stdout(None):
-        dump_tensor_cache(arrays, str(folder), meta_data=metadata, shard_cap_mb=cap_mb, show_progress=False)
+        dump_tensor_cache(
+            arrays, str(folder), encode_format, meta_data=metadata, shard_cap_mb=cap_mb, show_progress=False
+        )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,8 @@ def test_the_folder_is_the_one_tvm_writes_of_the_same_tensors(tmp_path: Path, na
     size = sum(array.nbytes for array in arrays.values())
     count = sum(array.size for array in source.values())
     metadata = {"ParamSize": len(arrays), "ParamBytes": float(size), "BitsPerParam": size * 8.0 / count}
-    dump_with_tvm({k: tvm.runtime.tensor(v) for k, v in arrays.items()}, tmp_path / "tvm", metadata, cap_mb=32)
+    converted = {k: tvm.runtime.tensor(v) for k, v in arrays.items()}
+    dump_with_tvm(converted, tmp_path / "tvm", metadata, 32, "raw" if name == "q0f32" else "f32-to-bf16")
 
     summary = convert_weights(MemorySource(source), WEIGHTS, scheme, tmp_path / "ours")
     assert contents(tmp_path / "ours") == contents(tmp_path / "tvm")
@@ -140,10 +145,10 @@ def test_the_folder_is_the_one_tvm_writes_of_the_same_tensors(tmp_path: Path, na
     assert (summary.parameters, summary.bytes, summary.records) == (count, size, len(arrays))
     shards = (tmp_path / "ours").glob("params_shard_*.bin")
     assert summary.file_bytes == sum(path.stat().st_size for path in shards)
-    assert (tmp_path / "ours" / "tensor-cache-b16.json").exists() == (scheme.model_dtype == "float32")
+    assert (tmp_path / "ours" / "tensor-cache-b16.json").exists() == (name == "q4f32_1")
 
 
-@pytest.mark.parametrize("name", ["q4f16_1", "q4f32_1", "q0f16"])
+@pytest.mark.parametrize("name", ["q4f16_1", "q4f32_1", "q0f16", "q0f32"])
 def test_tvms_runtime_loads_the_folder(tmp_path: Path, name: str) -> None:
     import tvm
 
@@ -217,7 +222,7 @@ def test_the_plan_of_a_billion_parameters_reads_nothing() -> None:
     summary = plan_weights(weights, get_scheme("q4f16_1"))
     assert summary.parameters == 128256 * 2048
     assert summary.bits_per_parameter == 4.5
-    assert plan_weights(weights, get_scheme("q0f32")).file_bytes == 2 * summary.parameters
+    assert plan_weights(weights, get_scheme("q0f32")).file_bytes == 4 * summary.parameters
     assert plan_weights(weights, get_scheme("q0f32")).bytes == 4 * summary.parameters
 
 
