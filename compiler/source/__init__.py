@@ -12,7 +12,6 @@ __all__ = ["Progress", "Source", "TensorSpec", "open_source"]
 
 _FORMS = "a Hugging Face folder, its config.json, a .gguf file, HF://org/name or a built-in name"
 _MAX_SIBLINGS = 1000  # of a folder's entries, compared with a name that does not exist
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def open_source(model: str, *, progress: Progress | None = None) -> Source:
@@ -46,11 +45,11 @@ def open_source(model: str, *, progress: Progress | None = None) -> Source:
 def _open_file(path: Path) -> Source:
     from .gguf import GGUFSource
     from .gguf_file import MAGIC
-    from .huggingface import CONFIG_NAME, HuggingFaceSource
+    from .huggingface import CONFIG_NAME, PICKLE_SUFFIXES, HuggingFaceSource
 
     if path.name == CONFIG_NAME:
         return HuggingFaceSource(path.parent)
-    if path.suffix in _PICKLE_SUFFIXES:
+    if path.suffix in PICKLE_SUFFIXES:
         raise ModelFileError(f"{path}: only safetensors and GGUF are read (no pickle)")
     with path.open("rb") as file:
         starts_as_gguf = file.read(len(MAGIC)) == MAGIC

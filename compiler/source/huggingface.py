@@ -16,7 +16,7 @@ CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
 SINGLE_FILE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-# What a tokenizer may consist of; tokenizer.json alone is required.
+# What a tokenizer may consist of, and the sets of which one is enough.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -28,7 +28,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+_SUFFICIENT_TOKENIZERS = ({"tokenizer.json"}, {"tokenizer.model"}, {"vocab.json", "merges.txt"})
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 
 
@@ -55,19 +56,24 @@ class HuggingFaceSource:
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         names = [name for name in TOKENIZER_FILES if (self.folder / name).is_file()]
-        if "tokenizer.json" not in names:
+        if not any(needed <= set(names) for needed in _SUFFICIENT_TOKENIZERS):
             raise ModelFileError(
-                f"{self.folder} has no tokenizer.json (found: {', '.join(names) or 'no tokenizer file'}); with the"
-                " transformers package, AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes one"
+                f"{self.folder} has no tokenizer (found: {', '.join(names) or 'none of its files'}):"
+                " expected tokenizer.json, tokenizer.model or vocab.json with merges.txt"
             )
         for name in names:
-            path = self.folder / name
-            if path.stat().st_size > MAX_JSON_BYTES:
-                raise ModelFileError(
-                    f"{path} has {path.stat().st_size} bytes; a tokenizer file has at most {MAX_JSON_BYTES}"
-                )
-            write_file(folder / name, path.read_bytes())
+            write_file(folder / name, _read_bounded(self.folder / name))
         return names
+
+
+def _read_bounded(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise ModelFileError(f"{path} has {size} bytes; a tokenizer file has at most {MAX_JSON_BYTES}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _read_object(path: Path, what: str) -> dict[str, Any]:
@@ -109,7 +115,7 @@ def _find_shards(folder: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _what_else(folder: Path) -> str:
-    found = sorted(path.name for path in folder.iterdir() if path.suffix in (*_PICKLE_SUFFIXES, ".gguf"))
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in (*PICKLE_SUFFIXES, ".gguf"))
     return f" (found {', '.join(found[:3])})" if found else ""
 
 

@@ -96,11 +96,20 @@ def test_tokenizer_files_are_copied_as_they_are(folder: Path, tmp_path: Path) ->
     assert {path.name: path.read_bytes() for path in target.iterdir()} == {name: name.encode() for name in names}
 
 
-def test_a_missing_tokenizer_is_said_with_what_to_do(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_said_with_what_was_found(folder: Path, tmp_path: Path) -> None:
     save_file({"a": tensor(1)}, folder / "model.safetensors")
-    (folder / "tokenizer.model").write_bytes(b"")
-    with pytest.raises(ModelFileError, match=r"has no tokenizer.json \(found: tokenizer.model\).*save_pretrained"):
+    (folder / "vocab.json").write_bytes(b"")
+    expected = r"has no tokenizer \(found: vocab.json\): expected tokenizer.json, tokenizer.model or vocab.json with"
+    with pytest.raises(ModelFileError, match=expected):
         open_source(str(folder)).write_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("names", [["tokenizer.model"], ["vocab.json", "merges.txt"]])
+def test_older_tokenizer_files_are_enough(names: list[str], folder: Path, tmp_path: Path) -> None:
+    save_file({"a": tensor(1)}, folder / "model.safetensors")
+    for name in names:
+        (folder / name).write_bytes(b"")
+    assert open_source(str(folder)).write_tokenizer(tmp_path) == names
 
 
 def test_a_folder_without_config(folder: Path) -> None:
