@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 MAX_INPUT_BYTES = 16 << 20
 
 
-@click.command("chat")
+@click.command("chat", short_help="Chat with a model, or answer one prompt.")
 @click.argument("model", default="", metavar="[MODEL]")
 @click.option("-p", "--prompt", metavar="TEXT", help="Answer TEXT and end, instead of opening a conversation.")
 @click.option("--system", metavar="TEXT", help="System message.")
-@click.option("--temperature", type=float, help="Randomness, 0 to 2; 0 takes the likeliest token.")
-@click.option("--top-p", type=float, help="Sample among the likeliest tokens that add up to this probability.")
-@click.option("--max-tokens", type=int, help="Longest answer, in tokens.")
-@click.option("--seed", type=int, help="Makes sampling reproducible.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole response as JSON (with -p or a pipe).")
+@click.option("--temperature", type=float, metavar="NUMBER", help="Randomness, 0 to 2; 0 takes the likeliest token.")
 @click.option(
-    "--model-lib", type=FILE_OR_FOLDER, metavar="FILE", help="Model library.  [default: the one beside MODEL]"
+    "--top-p", type=float, metavar="NUMBER", help="Sample among the likeliest tokens that reach this probability."
 )
-@click.option("--device", default="auto", show_default=True, help="What to run on: auto or cpu.")
-@quantization_option(default=" Of what is compiled first, or chosen by name.  [default: q4f16_1]")
+@click.option("--max-tokens", type=int, metavar="N", help="Longest answer, in tokens.")
+@click.option("--seed", type=int, metavar="N", help="Makes sampling reproducible.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole response as JSON (with -p or a pipe).")
+@click.option("--model-lib", type=FILE_OR_FOLDER, metavar="FILE", help="Model library, instead of the one of MODEL.")
+@click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="What to run on: auto or cpu.")
+@quantization_option(default=" For a MODEL that is compiled first, or chosen by name; default: q4f16_1.")
 @click.option("--overrides", default="", metavar="K=V;K=V", help="Change the model's configuration, as in mlc compile.")
 def command(
     model: str, prompt: str | None, system: str | None, as_json: bool, model_lib: Path | None, device: str,

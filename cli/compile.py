@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from ..compiler.compile import CompilePlan, CompileResult
 
 
-@click.command("compile")
+@click.command("compile", short_help="Compile a model for a device.")
 @click.argument("model")
-@quantization_option(default=" Default: q4f16_1, or what a compiled folder is quantized to.")
+@quantization_option(default=" Default: q4f16_1, or what a compiled folder has.")
 @click.option(
     "--device",
     default="auto",
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "--output",
     type=FILE_OR_FOLDER,
     metavar="PATH",
-    help="A folder for everything, or x.so for the library.  [default: dist/]",
+    help="A folder for everything, or x.so for the library; default: dist/.",
 )
 @model_type_option()
 @click.option(

@@ -12,19 +12,22 @@ from .progress import show_progress
 SOURCE_FORMATS = ("auto", "huggingface-safetensor", "gguf", "huggingface-torch", "awq")
 
 
-@click.command("convert_weight")
+@click.command("convert_weight", short_help="Quantize the weights of a model, and no more.")
 @click.argument("config")
 @quantization_option(required=True)
 @click.option("-o", "--output", type=FILE_OR_FOLDER, required=True, metavar="DIR", help="Folder for the weights.")
 @model_type_option()
-@click.option("--device", default="auto", show_default=True, help="What quantizes: auto or cpu.")
-@click.option("--source", default="auto", show_default=True, help="Where the weights are; auto: where CONFIG is.")
+@click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="What quantizes: auto or cpu.")
+@click.option(
+    "--source", default="auto", show_default=True, metavar="PATH", help="Where the weights are; auto: where CONFIG is."
+)
 @click.option(
     "--source-format",
     type=click.Choice(SOURCE_FORMATS),
+    metavar="FORMAT",
     default="auto",
     show_default=True,
-    help="Format of the weights; huggingface-torch and awq are refused.",
+    help=f"Format of the weights: {', '.join(SOURCE_FORMATS)}; the last two are refused.",
 )
 @click.option("--lora-adapter", metavar="DIR", help="Refused: merge the adapter into the weights first.")
 def command(

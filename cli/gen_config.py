@@ -8,20 +8,20 @@ from .options import FILE_OR_FOLDER, model_type_option, quantization_option
 from .progress import show_progress
 
 
-@click.command("gen_config")
+@click.command("gen_config", short_help="Write the configuration of a model, and no more.")
 @click.argument("config")
 @quantization_option(required=True)
 @click.option("-o", "--output", type=FILE_OR_FOLDER, required=True, metavar="DIR", help="Folder for the files.")
-@click.option("--conv-template", metavar="NAME", help="Conversation template.  [default: the model's own]")
+@click.option("--conv-template", metavar="NAME", help="Conversation template, instead of the model's own.")
 @model_type_option()
-@click.option("--context-window-size", type=int, help="Longest conversation in tokens.")
-@click.option("--sliding-window-size", type=int, help="Tokens that attention looks back; -1 for all.")
-@click.option("--prefill-chunk-size", type=int, help="Tokens of a prompt that are computed at once.")
-@click.option("--attention-sink-size", type=int, help="First tokens that a sliding window keeps.")
-@click.option("--max-batch-size", type=int, help="Most conversations at once.")
-@click.option("--tensor-parallel-shards", type=int, help="Must be 1 in this version.")
-@click.option("--pipeline-parallel-stages", type=int, help="Must be 1 in this version.")
-@click.option("--disaggregation", type=bool, help="Must be false in this version.")
+@click.option("--context-window-size", type=int, metavar="N", help="Longest conversation in tokens.")
+@click.option("--sliding-window-size", type=int, metavar="N", help="Tokens that attention looks back; -1 for all.")
+@click.option("--prefill-chunk-size", type=int, metavar="N", help="Tokens of a prompt that are computed at once.")
+@click.option("--attention-sink-size", type=int, metavar="N", help="First tokens that a sliding window keeps.")
+@click.option("--max-batch-size", type=int, metavar="N", help="Most conversations at once.")
+@click.option("--tensor-parallel-shards", type=int, metavar="N", help="Must be 1 in this version.")
+@click.option("--pipeline-parallel-stages", type=int, metavar="N", help="Must be 1 in this version.")
+@click.option("--disaggregation", type=bool, metavar="BOOLEAN", help="Must be false in this version.")
 def command(
     config: str, quantization: str, output: Path, conv_template: str | None, model_type: str, **sizes: int | None
 ) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..runtime.artifact import ChatConfig, LibraryMetadata, TensorCache
 
 
-@click.command("show")
+@click.command("show", short_help="Print what a folder, a library or a source is.")
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(path: str, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mlc_llm.cli.commands import COMMANDS, run_command
 from mlc_llm.cli.files import MAX_ATTACHMENT_BYTES
 from mlc_llm.runtime.errors import UsageError

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+
 from mlc_llm.cli import main as main_module
 from mlc_llm.runtime.errors import EngineError, ModelFileError, RequestError, UsageError
 

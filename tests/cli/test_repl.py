@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mlc_llm.cli.line_editor import MAX_HISTORY_BYTES, history_path, is_complete, trim_history, unquoted
 from mlc_llm.cli.repl import Repl
 from mlc_llm.cli.text import printable

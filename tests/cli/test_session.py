@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from mlc_llm.runtime.errors import RequestError, UsageError
 
 

@@ -1,6 +1,7 @@
 """/set takes only what the engine takes, and all of it or nothing."""
 
 import pytest
+
 from mlc_llm.cli.settings import KINDS, check_setting, format_settings, parse_settings
 from mlc_llm.runtime.errors import UsageError
 from mlc_llm.runtime.sampling_params import SamplingParams
