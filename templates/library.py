@@ -301,6 +301,8 @@ def named_template(name: str) -> ConvTemplate:
     """The library's template of that name. Raises ConversationError that offers the nearest names."""
     if name in NAMED_TEMPLATES:
         return ConvTemplate.from_dict(NAMED_TEMPLATES[name])
-    near = difflib.get_close_matches(name.lower(), NAMED_TEMPLATES, n=3, cutoff=0.5)
+    start = name.lower()[:64]
+    near = [known for known in NAMED_TEMPLATES if start and known.lower().startswith(start)]
+    near = near[:3] or difflib.get_close_matches(start, NAMED_TEMPLATES, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"the names are {', '.join(sorted(NAMED_TEMPLATES))}"
     raise ConversationError(f"unknown conversation template {shown(name)}: {hint}", param="conv_template")
