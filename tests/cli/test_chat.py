@@ -1,6 +1,7 @@
 """`mlc chat` in a pipe: exact transcripts with an engine that answers predictably."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,25 @@ def test_a_closed_standard_input_is_no_prompt(fake_mlc: list[str], model: Path) 
     command = ["sh", "-c", 'exec "$@" <&-', "sh", *fake_mlc, "chat", str(model), "-p", "hi"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (run.returncode, run.stdout, run.stderr) == (0, "You said: hi.\n", "")
+
+
+def test_an_answer_that_stdout_cannot_encode_is_escaped(fake_mlc: list[str], model: Path) -> None:
+    command = [*fake_mlc, "chat", str(model), "-p", "größer"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run(command, input=b"", capture_output=True, timeout=60, env=environment)
+    assert (run.returncode, run.stdout) == (0, b"You said: gr\\xf6\\xdfer.\n")
+
+
+def test_a_compiled_model_is_answered_without_compiler_or_line_editor(model: Path, fake_mlc: list[str]) -> None:
+    code = f"""
+import runpy, sys
+runpy.run_path({fake_mlc[1]!r})["install"]()
+from mlc_llm.cli.main import run
+assert run(["chat", {str(model)!r}, "-p", "hi"]) == 0
+print([name for name in ("tvm", "rich", "prompt_toolkit", "mlc_llm.compiler") if name in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True, timeout=60)
+    assert (run.stdout, run.stderr) == ("You said: hi.\n[]\n", "")
 
 
 def test_options_reach_the_engine(
