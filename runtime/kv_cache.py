@@ -3,9 +3,33 @@
 TVM checks too, but in the middle of a change, which leaves the cache unusable; here everything is checked first.
 """
 
+from dataclasses import dataclass, replace
+
 from .errors import EngineError
 from .library import Library
 from .tvm_runtime import global_function, one_line, tvm_ffi
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Where a sequence lies in its pages: pages of the sink, then those of the window, which begins at `offset`."""
+
+    held: int = 0  # tokens, at most the window
+    sink: int = 0  # of them, those at the beginning of the text; 0 as long as nothing has slid out
+    offset: int = 0
+
+    def pages(self, size: int) -> int:
+        """How many pages of `size` tokens that takes."""
+        return -(-(self.held - self.sink + self.offset) // size)
+
+    def slid(self, window: int, sink: int, size: int) -> "_Span":
+        """The same after what has left the window is gone, as TVM's `SlideWindowForSequence` does it."""
+        out = self.held - window
+        if out <= 0:
+            return self
+        start = replace(self, sink=sink, offset=sink) if sink and not self.sink else self
+        first, within = divmod(start.offset + out, size)
+        return _Span(window, start.sink, min(first, -(-start.sink // size)) * size + within)
 
 
 class KVCache:
@@ -16,9 +40,12 @@ class KVCache:
         metadata = library.metadata
         self.page_size = metadata.kv_cache.page_size
         self.max_num_sequence = max_num_sequence
-        self.window = metadata.sliding_window_size if metadata.sliding_window_size > 0 else None
+        # A model's window counts the token that looks, TVM's only those that it looks back at. Within one prefill
+        # chunk TVM lets all tokens look back as far as the first one does, so long prompts see a little more.
+        self.window = metadata.sliding_window_size - 1 if metadata.sliding_window_size > 1 else None
         self._sink = max(metadata.attention_sink_size, 0)
         self._lengths: dict[int, int] = {}
+        self._spans: dict[int, _Span] = {}
         self._forked: set[int] = set()
         self._next = 0
         self._shape = tvm_ffi().Shape
@@ -56,6 +83,7 @@ class KVCache:
         if self.window is not None:
             self._enable_window(self.state, sequence, self.window, self._sink)
         self._lengths[sequence] = 0
+        self._spans[sequence] = _Span()
         return sequence
 
     def fork(self, parent: int, position: int) -> int:
@@ -68,6 +96,7 @@ class KVCache:
         sequence = self._new_id()
         self._call["fork_sequence"](self.state, parent, sequence, position)
         self._lengths[sequence] = position
+        self._spans[sequence] = _Span(position)
         self._forked |= {parent, sequence}
         return sequence
 
@@ -75,7 +104,7 @@ class KVCache:
         """Forget a sequence; its pages are free again."""
         self.length(sequence)
         self._call["remove_sequence"](self.state, sequence)
-        del self._lengths[sequence]
+        del self._lengths[sequence], self._spans[sequence]
         self._forked.discard(sequence)
 
     def pop(self, sequence: int, count: int) -> None:
@@ -88,6 +117,7 @@ class KVCache:
             self._check_pages(1)  # a page that is shared in part is copied
         self._call["popn"](self.state, sequence, count)
         self._lengths[sequence] -= count
+        self._spans[sequence] = _Span(self._lengths[sequence])
 
     def can_rewind(self, sequence: int) -> bool:
         """Whether tokens can be taken back: not after the sliding window has dropped some."""
@@ -98,6 +128,7 @@ class KVCache:
         self.require_room(sequences, counts)
         self._call["begin_forward"](self.state, self._shape(tuple(sequences)), self._shape(tuple(counts)))
         for sequence, count in zip(sequences, counts, strict=True):
+            self._spans[sequence] = self._grown(sequence, count)
             self._lengths[sequence] += count
 
     def end_forward(self) -> None:
@@ -110,13 +141,14 @@ class KVCache:
 
     def pages_needed(self, sequence: int, count: int) -> int:
         """Free pages that `count` more tokens of a sequence take."""
-        length = self.length(sequence)
-        held = -(-length // self.page_size)
-        wanted = -(-(length + count) // self.page_size)
-        if self.window is not None:  # a sequence that slides takes up to two pages more than the window fills
-            filled = -(-self.window // self.page_size)
-            held, wanted = min(held, filled), min(wanted, filled + 2)
-        return wanted - held
+        self.length(sequence)
+        before, after = self._spans[sequence], self._grown(sequence, count)
+        return max(0, after.pages(self.page_size) - before.pages(self.page_size))
+
+    def _grown(self, sequence: int, count: int) -> _Span:
+        span = self._spans[sequence]
+        span = replace(span, held=span.held + count)
+        return span if self.window is None else span.slid(self.window, self._sink, self.page_size)
 
     def _check_pages(self, count: int) -> None:
         free = int(self._available_pages(self.state))

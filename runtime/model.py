@@ -81,7 +81,7 @@ class Model:
         cache = KVCache(library, max_num_sequence=max_num_sequence, max_total_sequence_length=max_total_sequence_length)
         # With a sliding window old tokens leave the cache, and a text has no end unless the config sets one.
         window = library.metadata.context_window_size if library.metadata.context_window_size > 0 else 1 << 30
-        if cache.window is None:
+        if cache.window is None or max_total_sequence_length <= cache.window:
             window = min(window, max_total_sequence_length)
         return cls(library, params, cache, window)
 

@@ -283,11 +283,13 @@ def library_path(folder: Path) -> Path:
     return folder.parent / "libs" / "tiny-q0f32-cpu.so"
 
 
-def reference_logits(tokens: list[int], seed: int = 0) -> np.ndarray[Any, Any]:
+def reference_logits(tokens: list[int], seed: int = 0, window: int | None = None) -> np.ndarray[Any, Any]:
     """Logits after each of `tokens`, [len(tokens), ACTIVE], by the textbook: full attention matrices in float64."""
     w = {name: array.astype(np.float64) for name, array in weights(seed).items()}
     x = w["embed_tokens.weight"][tokens]
     count, half = len(tokens), HEAD_DIM // 2
+    distance = np.arange(count)[:, None] - np.arange(count)
+    seen = (distance >= 0) & (distance < (window or count))
     angle = np.arange(count)[:, None] / THETA ** (np.arange(half) / half)
     cos, sin = (np.concatenate([f(angle)] * 2, -1)[:, None] for f in (np.cos, np.sin))
 
@@ -299,7 +301,7 @@ def reference_logits(tokens: list[int], seed: int = 0) -> np.ndarray[Any, Any]:
         q, k, v = np.split(qkv, [HEADS, HEADS + KV_HEADS], axis=1)
         k, v = (np.repeat(z, HEADS // KV_HEADS, axis=1) for z in (rotate(k), v))
         scores = np.einsum("qhd,khd->hqk", rotate(q), k) / np.sqrt(HEAD_DIM)
-        scores = np.where(np.tril(np.ones((count, count))) > 0, scores, -np.inf)
+        scores = np.where(seen, scores, -np.inf)
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         out = np.einsum("hqk,khd->qhd", scores / scores.sum(-1, keepdims=True), v)
         x = x + out.reshape(count, -1) @ w[f"o.{i}.weight"].T
