@@ -18,7 +18,7 @@ import jinja2.utils
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.parser import Parser
-from jinja2.runtime import Context, Macro
+from jinja2.runtime import Context, Macro, markup_join, str_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
@@ -71,11 +71,9 @@ def _step(context: Context, value: Any) -> Any:
 
 @jinja2.pass_context
 def _concat(context: Context, *values: Any) -> str:
-    texts = []
     for value in values:
-        texts.append(str(value))
-        charge(len(texts[-1]))
-    return "".join(texts)
+        charge(len(str(value)))
+    return markup_join(values) if context.eval_ctx.autoescape else str_join(values)
 
 
 @jinja2.pass_context
@@ -103,11 +101,16 @@ class _Metering(NodeTransformer):
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
         self.generic_visit(node)
-        # TemplateData, the text between tags, prints like a constant string.
-        attributes = {"lineno": node.lineno, "environment": node.environment}
-        parts = [nodes.Const(p.data, **attributes) if isinstance(p, nodes.TemplateData) else p for p in node.nodes]
-        node.nodes = [self.wrap(part, "_emit") for part in parts]
+        node.nodes = [self.wrap(self._as_expression(part), "_emit") for part in node.nodes]
         return node
+
+    @staticmethod
+    def _as_expression(part: nodes.Node) -> nodes.Node:
+        """The text between tags as a constant; it stays as it is inside `{% autoescape true %}`."""
+        if not isinstance(part, nodes.TemplateData):
+            return part
+        attributes = {"lineno": part.lineno, "environment": part.environment}
+        return nodes.MarkSafeIfAutoescape(nodes.Const(part.data, **attributes), **attributes)
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
