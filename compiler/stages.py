@@ -79,7 +79,7 @@ def build_folder(
         if staged is not None:
             _install(Path(temporary), staged, folder, key)
             done["config"] = "built"
-    return done
+    return {stage: done[stage] for stage in stages}
 
 
 def config_key(model: "OpenModel", scheme: "Scheme", conv_template: str | None, overrides: Mapping[str, int]) -> str:

@@ -93,6 +93,7 @@ def test_everything_goes_below_dist(llama_folder: Path, library: FakeLibrary) ->
         "device": "cpu",
         "stages": BUILT,
     }
+    assert list(result.stages) == ["config", "weights", "library"]
     assert files(Path("dist")) == {
         "Tiny-Llama-q4f16_1-MLC/mlc-chat-config.json",
         "Tiny-Llama-q4f16_1-MLC/params_shard_0.bin",
