@@ -10,7 +10,7 @@ import mmap
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -103,7 +103,7 @@ class Arena:
             block = mmap.mmap(-1, max(nbytes, 1) + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, ValueError, OverflowError) as error:
             raise EngineError(f"{nbytes >> 20} MiB of memory for weights are not available: {error}") from None
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(AttributeError, OSError):  # a kernel, or a Python, without huge pages
             block.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = np.frombuffer(block, np.uint8)
         self._next = -self._bytes.ctypes.data % _HUGE_PAGE

@@ -42,7 +42,7 @@ def open_library(folder: Path, config: ChatConfig, device: str, model_lib: str |
             try:
                 return Library.load(place, config=config)
             except ModelFileError as error:
-                reason, output = str(error).removesuffix(": run `mlc compile <model folder> --device cpu`"), place
+                reason, output = str(error).partition(": run `")[0], place
                 break
     return _compile(folder, config, device, output, reason)
 

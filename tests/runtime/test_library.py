@@ -158,14 +158,25 @@ def test_metadata_that_are_not_ours(load: Load) -> None:
     assert "x.so is not a model library (Expecting value" in refusal(load, raw="no JSON")
 
 
-def test_a_shared_library_without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_library_that_is_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     path = tiny_model.library_path(tiny_model.built())
 
-    class NoModel:
-        @staticmethod
-        def load_module(path: str, keep_module_alive: bool) -> FakeModule:
+    class Loader:
+        """Loads a module without functions, or fails."""
+
+        error: Exception | None = None
+
+        @classmethod
+        def load_module(cls, path: str, keep_module_alive: bool) -> FakeModule:
+            if cls.error is not None:
+                raise cls.error
             return FakeModule({})
 
-    monkeypatch.setattr(library_module, "tvm_ffi", lambda: NoModel)
+    monkeypatch.setattr(library_module, "tvm_ffi", lambda: Loader)
     with pytest.raises(ModelFileError, match="it holds no compiled model"):
+        Library.load(path)
+    Loader.error = RuntimeError("undefined symbol: f\n  0: in a C++ frame")
+    with pytest.raises(
+        ModelFileError, match=r"cannot be loaded by TVM 0\.27.* \(undefined symbol: f\): run `mlc compile"
+    ):
         Library.load(path)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import mmap
 import os
 import subprocess
 import sys
@@ -114,6 +115,11 @@ def test_an_arena_that_is_full_says_so() -> None:
     arena = Arena(1000)
     with pytest.raises(ValueError, match="bytes left, not"):
         arena.array((8 << 20,), np.dtype(np.uint8))
+
+
+def test_huge_pages_are_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
+    assert Arena(100).array((100,), np.dtype(np.uint8)).sum() == 0
 
 
 def test_more_memory_than_there_is_is_one_line() -> None:

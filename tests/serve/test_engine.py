@@ -1,0 +1,115 @@
+"""MLCEngine with a compiled model, from its files to its answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_model
+
+import mlc_llm
+from mlc_llm import serve
+from mlc_llm.runtime.errors import ModelFileError, UsageError
+from mlc_llm.runtime.tokenizer import Tokenizer
+from mlc_llm.serve import EngineConfig, MLCEngine, loading
+
+USER = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture(scope="module")
+def engine() -> MLCEngine:
+    return MLCEngine(str(tiny_model.built()))
+
+
+def test_the_public_names() -> None:
+    assert mlc_llm.MLCEngine is MLCEngine
+    assert serve.EngineConfig is EngineConfig
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        serve.Nothing  # noqa: B018
+
+
+def greedy(prompt: list[int], count: int) -> list[int]:
+    """The answer that the textbook model gives, token by token."""
+    tokens = list(prompt)
+    for _ in range(count):
+        logits = tiny_model.reference_logits(tokens)[-1]
+        two = np.sort(logits)[-2:]
+        assert two[1] - two[0] > 1e-3, "the oracle cannot tell the two most likely tokens apart"
+        tokens.append(int(logits.argmax()))
+    return tokens[len(prompt) :]
+
+
+def test_the_answer_is_the_textbook_s(engine: MLCEngine) -> None:
+    tokenizer = Tokenizer.load(tiny_model.built())
+    prompt = tokenizer.encode("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
+    expected = greedy(prompt, 24)
+    response = engine.chat.completions.create(messages=USER, max_tokens=24, logprobs=True)
+    logprobs = response.choices[0].logprobs
+    assert logprobs is not None
+    assert [bytes(token.bytes or []) for token in logprobs.content] == [tokenizer.token_bytes(t) for t in expected]
+    assert response.choices[0].message.content == tokenizer.decode(expected)
+
+
+def test_an_answer_does_not_depend_on_what_was_asked_before(engine: MLCEngine) -> None:
+    """Turns, a rewind and a fork: each answer is the one that a fresh engine gives."""
+    long = [{"role": "user", "content": "x" * 70}]
+    conversations: list[Any] = [
+        USER,
+        [*USER, {"role": "assistant", "content": "ok"}, {"role": "user", "content": "more"}],
+        long,
+        [*long, {"role": "assistant", "content": "y"}, {"role": "user", "content": "z"}],
+        [{"role": "user", "content": "x" * 70 + "!"}],
+        USER,
+    ]
+    cached = []
+    for messages in conversations:
+        request = {"messages": messages, "max_tokens": 8, "temperature": 0.8, "seed": 4}
+        answer = engine.chat.completions.create(**request)
+        with MLCEngine(str(tiny_model.built())) as fresh:
+            expected = fresh.chat.completions.create(**request)
+        assert answer.choices[0].message.content == expected.choices[0].message.content
+        cached.append(answer.usage.prompt_tokens_details.cached_tokens)
+    assert cached[1] > 20
+    assert cached[3] > 70
+
+
+def test_modes_and_config_reach_the_model() -> None:
+    for mode, config, sequences, context in (
+        ("local", None, 4, tiny_model.CONTEXT),
+        ("interactive", None, 1, tiny_model.CONTEXT),
+        ("server", EngineConfig(max_num_sequence=2, max_total_sequence_length=64), 2, 64),
+    ):
+        with MLCEngine(str(tiny_model.built()), "cpu", mode=mode, engine_config=config) as engine:  # type: ignore[arg-type]
+            assert engine.context_window_size == context
+            assert engine._loaded().generator._model.max_num_sequence == sequences
+
+
+def test_little_memory_shrinks_the_context_with_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loading, "available_memory", lambda: 1 << 34)
+    MLCEngine(str(tiny_model.built())).terminate()
+    assert capsys.readouterr().err == ""
+    limits = loading.choose_limits
+    monkeypatch.setattr(loading, "choose_limits", lambda *a: type(limits(*a))(1, 64, "memory for 64 tokens is free"))
+    MLCEngine(str(tiny_model.built())).terminate()
+    assert capsys.readouterr().err == "memory for 64 tokens is free\n"
+
+
+def test_what_cannot_be_loaded(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="device 'cuda' is not supported yet"):
+        MLCEngine(str(tiny_model.built()), "cuda")
+    with pytest.raises(UsageError, match="mode is 'fast'"):
+        MLCEngine(str(tiny_model.built()), mode="fast")  # type: ignore[arg-type]
+    with pytest.raises(ModelFileError, match=r"x\.so is missing: expected a model library"):
+        MLCEngine(str(tiny_model.built()), model_lib=str(tmp_path / "x.so"))
+    with pytest.raises(ModelFileError, match="run `mlc compile"):
+        MLCEngine(str(tmp_path))
+
+
+def test_a_folder_without_a_template_says_so(tmp_path: Path) -> None:
+    tiny_model.write_folder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({}))
+    with pytest.raises(ModelFileError, match="has no conversation template"):
+        MLCEngine(str(tmp_path))

@@ -1,0 +1,149 @@
+"""Requests are read strictly: what is wrong, unknown or not supported is refused by the name of its field."""
+
+from typing import Any
+
+import pytest
+
+from mlc_llm.runtime.artifact import ChatConfig
+from mlc_llm.runtime.errors import RequestError
+from mlc_llm.runtime.sampling_params import SamplingParams
+from mlc_llm.serve.protocol import ChatCompletionRequest
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+CONFIG = ChatConfig(
+    model_type="tiny", quantization="q0f32", model_config={}, vocab_size=300, context_window_size=64,
+    prefill_chunk_size=32, temperature=0.7, top_p=0.95, frequency_penalty=0.25, presence_penalty=0.5,
+    repetition_penalty=1.1,
+)  # fmt: skip
+
+
+def parse(**fields: Any) -> ChatCompletionRequest:
+    return ChatCompletionRequest.parse({"messages": MESSAGES, **fields})
+
+
+def refusal(**fields: Any) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        parse(**fields)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_what_is_left_out_comes_from_the_model_s_config() -> None:
+    assert parse().sampling_params(CONFIG) == SamplingParams(
+        temperature=0.7, top_p=0.95, frequency_penalty=0.25, presence_penalty=0.5, repetition_penalty=1.1
+    )
+
+
+def test_every_sampling_field_arrives() -> None:
+    fields = {
+        "temperature": 0,
+        "top_p": 0.5,
+        "frequency_penalty": 0.0,
+        "presence_penalty": -1,
+        "repetition_penalty": 1.0,
+        "top_k": 40,
+        "min_p": 0.1,
+        "max_tokens": 7,
+        "seed": 3,
+        "logit_bias": {"5": 1, 6: -100.0},
+        "logprobs": True,
+        "top_logprobs": 2,
+        "stop": ["a", "b"],
+        "stop_token_ids": [1, 2],
+        "ignore_eos": True,
+    }
+    expected = {**fields, "logit_bias": {5: 1.0, 6: -100.0}, "stop": ("a", "b"), "stop_token_ids": (1, 2)}
+    assert parse(**fields).sampling_params(CONFIG) == SamplingParams(**expected)
+
+
+def test_one_stop_string_and_one_of_two_names_of_the_limit() -> None:
+    params = parse(stop="END", max_completion_tokens=9).sampling_params(CONFIG)
+    assert (params.stop, params.max_tokens) == (("END",), 9)
+    assert parse(max_tokens=9, max_completion_tokens=9).sampling_params(CONFIG).max_tokens == 9
+    assert refusal(max_tokens=8, max_completion_tokens=9).param == "max_completion_tokens"
+
+
+def test_ignore_eos_as_mlc_spells_it() -> None:
+    assert parse(debug_config={"ignore_eos": True}).sampling_params(CONFIG).ignore_eos
+    assert not parse(debug_config={}).sampling_params(CONFIG).ignore_eos
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", "hot"),
+        ("temperature", True),
+        ("max_tokens", 1.5),
+        ("max_tokens", "3"),
+        ("stream", "yes"),
+        ("stop", 5),
+        ("stop", [5]),
+        ("seed", 1.0),
+        ("logprobs", 1),
+        ("logit_bias", [1]),
+        ("logit_bias", {"x": 1}),
+        ("logit_bias", {"²": 1}),
+        ("logit_bias", {"9" * 50: 1}),
+        ("logit_bias", {"1": "much"}),
+        ("user", 5),
+        ("tools", "all"),
+        ("messages", "Hi"),
+        ("messages", ["Hi"]),
+        ("stream_options", True),
+        ("model", 3),
+        ("request_id", 3),
+    ],
+)
+def test_a_value_of_the_wrong_type_names_its_field(field: str, value: object) -> None:
+    error = refusal(**{field: value})
+    assert (error.param, error.code) == (field, "invalid_type")
+    assert str(error).startswith(field)
+    assert len(str(error)) < 300
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temprature": 1}, "'temprature' is not a field of a chat completion: did you mean 'temperature'?"),
+        ({"zzz": 1}, "'zzz' is not a field of a chat completion: the fields are messages, model"),
+        ({"stream": True, "stream_options": {"include_usge": True}}, "did you mean 'include_usage'?"),
+        ({"debug_config": {"pinned_system_prompt": True}}, "'debug_config.pinned_system_prompt' is not a field"),
+    ],
+)
+def test_an_unknown_field_is_refused_with_a_hint(fields: dict[str, Any], message: str) -> None:
+    error = refusal(**fields)
+    assert message in str(error)
+    assert error.code == "unknown_field"
+
+
+def test_messages_are_needed() -> None:
+    with pytest.raises(RequestError, match=r"^messages is missing$") as caught:
+        ChatCompletionRequest.parse({})
+    assert (caught.value.param, caught.value.code) == ("messages", "missing_field")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 2),
+        ("n", 0),
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tool_choice", "auto"),
+        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+        ("response_format", {"type": "json_object"}),
+    ],
+)
+def test_what_is_not_supported_yet_says_so(field: str, value: object) -> None:
+    error = refusal(**{field: value})
+    assert (error.param, error.code) == (field, "unsupported_value")
+    assert "which is not supported yet: leave it out or give " in str(error)
+
+
+def test_values_that_change_nothing_are_fine() -> None:
+    parse(n=1, tools=[], tool_choice="none", response_format={"type": "text"}, user="me", logprobs=False)
+    parse(n=None, tools=None, tool_choice=None, response_format=None, stop=None, logit_bias=None, stream=None)
+
+
+def test_stream_options_need_a_stream() -> None:
+    assert parse(stream=True, stream_options={"include_usage": True}).stream_options is not None
+    assert refusal(stream_options={"include_usage": True}).param == "stream_options"
