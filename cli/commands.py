@@ -57,21 +57,21 @@ def _help(session: ChatSession, argument: str) -> Reply:
 
 
 def _stats(session: ChatSession, argument: str) -> Reply:
-    lines = [f"model: {session.model} on {session.device}"]
     last = session.last
-    used = last.prompt_tokens + last.completion_tokens if last and session.messages else 0
-    lines.append(f"context: {used} of {session.context_size} tokens used")
+    lines = [f"model: {session.model} on {session.device}"]
+    known = last is not None and last.prompt_tokens > 0 and bool(session.messages)
+    used = f", {last.prompt_tokens + last.completion_tokens} used" if last and known else ""
+    lines.append(f"context: {session.context_size} tokens{used}")
     if last is None:
         return Reply("\n".join([*lines, "no answer yet"]))
-    prefill = f"{last.prefill_speed:.1f} tok/s" if last.prefill_speed else "n/a"
-    prompt = f"{last.prompt_tokens} tokens ({last.cached_tokens} known)"
-    decode = f"{last.decode_speed:.1f} tok/s" if last.decode_speed else "n/a"
-    return Reply("\n".join([
-        *lines,
-        f"prefill: {prompt}, {prefill} (first token after {last.first_token_time:.2f} s)",
-        f"decode: {last.completion_tokens} tokens, {decode}",
-        f"ended by: {last.finish_reason or 'interrupt'}",
-    ]))  # fmt: skip
+    if last.prompt_tokens:  # a stopped answer ends before the engine tells
+        speed = f"{last.prefill_speed:.1f} tok/s" if last.prefill_speed else "n/a"
+        lines.append(f"prefill: {last.prompt_tokens} tokens ({last.cached_tokens} known), {speed}")
+    speed = f"{last.decode_speed:.1f} tok/s" if last.decode_speed else "n/a"
+    lines.append(f"decode: {last.completion_tokens} tokens, {speed}")
+    lines.append(f"first token: after {last.first_token_time:.2f} s")
+    lines.append(f"ended by: {last.finish_reason or 'interrupt'}")
+    return Reply("\n".join(lines))
 
 
 def _metrics(session: ChatSession, argument: str) -> Reply:

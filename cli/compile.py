@@ -113,9 +113,11 @@ def plan_rows(plan: "CompilePlan") -> list[tuple[str, str]]:
 def print_result(result: "CompileResult") -> None:
     """Print what was built, and what to do next."""
     stages = result.stages
-    folder = ", ".join(f"{name} {stages[name]}" for name in stages if name != "library") or "as it was"
+    folder = ", ".join(f"{name} {stages[name]}" for name in ("config", "weights") if name in stages) or "as it was"
+    found_by_itself = result.library.parent in (result.folder, result.folder.parent / "libs")
+    flag = "" if found_by_itself else f" --model-lib {result.library}"
     print_table([
         ("model folder", f"{result.folder} ({folder})"),
         ("library", f"{result.library} ({stages['library']})"),
-        ("chat", f"mlc chat {result.folder} --model-lib {result.library}"),
+        ("chat", f"mlc chat {result.folder}{flag}"),
     ])  # fmt: skip

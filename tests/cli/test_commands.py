@@ -48,13 +48,24 @@ def test_a_wrong_command_gets_a_line(session: Any, line: str, message: str) -> N
 
 
 def test_stats_show_context_and_speed(session: Any) -> None:
-    assert run_command(session, "/stats").text == "model: fake on cpu\ncontext: 0 of 64 tokens used\nno answer yet"
+    assert run_command(session, "/stats").text == "model: fake on cpu\ncontext: 64 tokens\nno answer yet"
     say(session, "good morning")
     lines = run_command(session, "/stats").text.splitlines()
-    assert lines[1] == "context: 6 of 64 tokens used"
+    assert lines[1] == "context: 64 tokens, 6 used"
     assert lines[2].startswith("prefill: 2 tokens (0 known), ")
     assert lines[3].startswith("decode: 4 tokens, ")
-    assert lines[4] == "ended by: stop"
+    assert lines[4].startswith("first token: after ")
+    assert lines[5] == "ended by: stop"
+
+
+def test_stats_of_a_stopped_answer_claim_nothing_about_the_prompt(session: Any) -> None:
+    answer = session.ask("flood")
+    next(answer)
+    answer.close()
+    lines = run_command(session, "/stats").text.splitlines()
+    assert lines[1] == "context: 64 tokens"
+    assert lines[2].startswith("decode: 1 tokens, ")
+    assert lines[4] == "ended by: interrupt"
 
 
 def test_metrics_are_the_totals_of_the_session(session: Any) -> None:

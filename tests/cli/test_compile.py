@@ -1,5 +1,6 @@
 """`mlc compile`, `convert_weight` and `gen_config`: flags arrive where they should, or are refused."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -74,9 +75,17 @@ def test_the_result_goes_to_stdout_and_the_stages_to_stderr(mlc: Run, calls: lis
     assert out == (
         "model folder  dist/x-q4f16_1-MLC (config built, weights up to date)\n"
         "library       dist/libs/x-q4f16_1-cpu.so (built)\n"
-        "chat          mlc chat dist/x-q4f16_1-MLC --model-lib dist/libs/x-q4f16_1-cpu.so\n"
+        "chat          mlc chat dist/x-q4f16_1-MLC\n"
     )
     assert [line.split(":")[0] for line in err.splitlines()] == ["weights", "library"]
+
+
+def test_a_library_in_a_place_of_its_own_is_named_to_the_chat(
+    mlc: Run, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = dataclasses.replace(RESULT, library=Path("x.so"))
+    monkeypatch.setattr(driver, "compile_model", lambda options, progress: result)
+    assert mlc("compile", "model", "-o", "x.so")[1].endswith("mlc chat dist/x-q4f16_1-MLC --model-lib x.so\n")
 
 
 def test_json_is_the_result(mlc: Run, calls: list[Any]) -> None:
