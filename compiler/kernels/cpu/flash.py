@@ -1,0 +1,251 @@
+"""The parts of attention kernels: staging of keys and values, products in register tiles, the running softmax.
+
+Attention over many keys is done in blocks of `KEY_BLOCK` keys with a running maximum m, a running sum of weights and an
+output that is rescaled whenever m grows (FlashAttention, arXiv:2205.14135). Scores are in units of log2 e, so weights are
+powers of two. A row is one query head of one token; the heads that share a key head are rows of one tile:
+
+                     keys of a block (64)                      head_dim
+          rows    +------------------------+            +--------------------+
+          (6)     |  scores, then weights  |  x values  |  output += weights |
+                  +------------------------+            +--------------------+
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from .rope import Rotation, emit_angles, emit_rotate
+from .vector import Expr, VectorUnit, add, constant, exp2, load, reduce, span, splat, store, sums, transpose
+
+KEY_BLOCK = 64
+NO_SCORE = -5e4  # the stock kernels' score of a masked key, and the log-sum-exp of a row that sees no key
+LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """Attention geometry and the vectors it is computed with."""
+
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: str  # of queries, keys, values and output: float32 or float16
+    unit: VectorUnit
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key head."""
+        return self.num_q_heads // self.num_kv_heads
+
+    @property
+    def vectors(self) -> VectorUnit:
+        return self.unit.dividing(self.head_dim, KEY_BLOCK)
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of a register tile. 6 rows by 4 columns leave room for operands in 32 registers, 6 by 2 in 16."""
+        return 6
+
+    @property
+    def tile_columns(self) -> int:
+        return 4 if self.unit.registers >= 32 else 2
+
+
+@dataclass(frozen=True)
+class RowState:
+    """What a row carries from block to block. `rescale` is the factor of this block for what came before it."""
+
+    maximum: Any  # [rows]
+    total: Any  # [rows, lanes], partial sums of weights
+    output: Any  # [rows, head_dim]
+    rescale: Any  # [rows]
+
+    @staticmethod
+    def allocate(shape: HeadShape, rows: int) -> "RowState":
+        return RowState(
+            T.alloc_buffer((rows,), "float32"),
+            T.alloc_buffer((rows, shape.vectors.lanes), "float32"),
+            T.alloc_buffer((rows, shape.head_dim), "float32"),
+            T.alloc_buffer((rows,), "float32"),
+        )
+
+    def clear(self, shape: HeadShape, rows: Expr) -> None:
+        lanes = shape.vectors.lanes
+        with T.serial(rows) as row:
+            T.buffer_store(self.maximum, T.float32(NO_SCORE), [row])
+            T.buffer_store(self.total, constant(0.0, lanes), [row, span(0, lanes)])
+            for d in range(0, shape.head_dim, lanes):
+                T.buffer_store(self.output, constant(0.0, lanes), [row, span(d, lanes)])
+
+    def weight_sum(self, shape: HeadShape, row: Expr) -> Expr:
+        """The sum of a row's weights. The stock kernels start from one key with score NO_SCORE: so does this sum."""
+        lanes = shape.vectors.lanes
+        total = reduce(T.bind(self.total[row, span(0, lanes)]), lanes, add)
+        return T.bind(total + exp2(T.float32(NO_SCORE) - self.maximum[row], 1))
+
+
+def product(
+    unit: VectorUnit,
+    rows: int,
+    columns: int,
+    depth: Expr,
+    left: Callable[[int, Expr], Expr],
+    right: Callable[[Expr, int], Expr],
+    target: Callable[[int, int], tuple[Any, Sequence[Expr]]],
+    rescale: Callable[[int], Expr] | None = None,
+) -> None:
+    """target[r, c] = rescale(r) * target[r, c] + sum over k < depth of left(r, k) * right(k, c), in registers.
+
+    `left` yields scalars, `right` vectors of column c (0..columns), `target` a buffer and the index of a vector.
+    """
+    lanes = unit.lanes
+    sums_ = T.alloc_buffer((rows * columns * lanes,), "float32", scope="local")
+    cells = [(r, c, span((r * columns + c) * lanes, lanes)) for r in range(rows) for c in range(columns)]
+    for r, c, cell in cells:
+        if rescale is None:
+            T.buffer_store(sums_, constant(0.0, lanes), [cell])
+        else:
+            buffer, index = target(r, c)
+            value = buffer[(*index[:-1], span(index[-1], lanes))] * splat(rescale(r), lanes)
+            T.buffer_store(sums_, value, [cell])
+    with T.serial(depth) as k:
+        vectors = [right(k, c) for c in range(columns)]
+        factors = [T.bind(splat(left(r, k), lanes)) for r in range(rows)]
+        for r, c, cell in cells:
+            T.buffer_store(sums_, sums_[cell] + factors[r] * vectors[c], [cell])
+    for r, c, cell in cells:
+        buffer, index = target(r, c)
+        T.buffer_store(buffer, sums_[cell], [*index[:-1], span(index[-1], lanes)])
+
+
+def stage_rows(
+    unit: VectorUnit,
+    head_dim: int,
+    count: Expr,
+    source: Callable[[Expr], tuple[Any, Sequence[Expr]]],
+    rows: Any,
+) -> None:
+    """Copy `count` heads into `rows` `[KEY_BLOCK, head_dim]` float32."""
+    with T.serial(count) as j:
+        buffer, index = source(j)
+        for d in range(0, head_dim, unit.lanes):
+            store(unit, rows, load(unit, buffer, *index[:-1], index[-1] + d), j, d)
+
+
+def stage_rotated_rows(
+    rotation: Rotation,
+    unit: VectorUnit,
+    count: Expr,
+    source: Callable[[Expr], tuple[Any, Sequence[Expr]]],
+    position: Callable[[Expr], Expr],
+    rows: Any,
+) -> None:
+    """Copy `count` heads into `rows`, each rotated by its position: for caches that hold unrotated keys."""
+    half = len(rotation.frequencies)
+    with T.serial(count) as j:
+        cosines, sines = T.alloc_buffer((half,), "float32"), T.alloc_buffer((half,), "float32")
+        emit_angles(rotation, unit, position(j), cosines, sines)
+        buffer, index = source(j)
+        emit_rotate(rotation, unit, (buffer, index), (rows, (j, 0)), cosines, sines)
+
+
+def stage_transposed(unit: VectorUnit, head_dim: int, count: Expr, rows: Any, columns: Any) -> None:
+    """Transpose `rows` `[KEY_BLOCK, head_dim]` into `columns` `[head_dim, KEY_BLOCK]`, a square of vectors at a time."""
+    lanes = unit.lanes
+    with T.serial(T.ceildiv(count, lanes)) as j, T.serial(head_dim // lanes) as d:
+        square = [T.bind(rows[j * lanes + i, span(d * lanes, lanes)]) for i in range(lanes)]
+        for i, vector in enumerate(transpose(square, lanes)):
+            T.buffer_store(columns, vector, [d * lanes + i, span(j * lanes, lanes)])
+
+
+def score_by_columns(shape: HeadShape, count: Expr, queries: Any, first_row: Expr, columns: Any, scores: Any) -> None:
+    """Scores of one tile of rows against at least `count` keys, from transposed keys: lanes are keys."""
+    unit = shape.vectors
+    width = min(shape.tile_columns * unit.lanes, KEY_BLOCK)
+    with T.serial(T.ceildiv(count, width)) as block:
+        product(
+            unit,
+            shape.tile_rows,
+            width // unit.lanes,
+            shape.head_dim,
+            lambda r, k: queries[first_row + r, k],
+            lambda k, c: T.bind(columns[k, span(block * width + c * unit.lanes, unit.lanes)]),
+            lambda r, c: (scores, (r, block * width + c * unit.lanes)),
+        )
+
+
+def score_by_rows(
+    shape: HeadShape, count: Expr, queries: Any, key: Callable[[Expr, int], Sequence[Expr]], scores: Any
+) -> None:
+    """Scores of one group of query heads against at least `count` keys, from keys as they are stored: lanes are
+    dimensions. `key(first, i)` yields the vectors of key first + i."""
+    unit, lanes = shape.vectors, shape.vectors.lanes
+    with T.serial(T.ceildiv(count, lanes)) as block, T.serial(shape.group) as row:
+        vectors = [T.bind(queries[row, span(d, lanes)]) for d in range(0, shape.head_dim, lanes)]
+        partial = []
+        for i in range(lanes):
+            total = None
+            for query, part in zip(vectors, key(block * lanes, i), strict=True):
+                total = query * part if total is None else total + query * part
+            partial.append(T.bind(total))
+        T.buffer_store(scores, sums(partial, lanes), [row, span(block * lanes, unit.lanes)])
+
+
+def softmax_row(shape: HeadShape, scores: Any, tile_row: Expr, state: RowState, row: Expr, low: Expr, high: Expr) -> None:
+    """Turn the scores of a row into weights; only columns low <= column < high of the block are visible to it."""
+    lanes = shape.vectors.lanes
+    low, high = T.bind(splat(low, lanes)), T.bind(splat(high, lanes))
+    none, whole = constant(NO_SCORE, lanes), span(0, lanes)
+    peak = T.alloc_buffer((lanes,), "float32", scope="local")
+    T.buffer_store(peak, none, [whole])
+    with T.serial(KEY_BLOCK // lanes) as part:
+        columns = span(part * lanes, lanes)
+        visible = tirx.Select(columns >= low, tirx.Select(columns < high, scores[tile_row, columns], none), none)
+        T.buffer_store(scores, visible, [tile_row, columns])
+        T.buffer_store(peak, T.max(peak[whole], scores[tile_row, columns]), [whole])
+    before = T.bind(state.maximum[row])
+    after = T.bind(T.max(before, reduce(peak[whole], lanes, T.max)))
+    factor = exp2(before - after, 1)
+    T.buffer_store(state.maximum, after, [row])
+    T.buffer_store(state.rescale, factor, [row])
+    T.buffer_store(peak, state.total[row, whole] * splat(factor, lanes), [whole])
+    with T.serial(KEY_BLOCK // lanes) as part:
+        columns = span(part * lanes, lanes)
+        score = T.bind(scores[tile_row, columns])
+        weight = exp2(score - splat(after, lanes), lanes)
+        T.buffer_store(scores, tirx.Select(score > none, weight, constant(0.0, lanes)), [tile_row, columns])
+        T.buffer_store(peak, peak[whole] + scores[tile_row, columns], [whole])
+    T.buffer_store(state.total, peak[whole], [row, whole])
+
+
+def add_values(
+    shape: HeadShape,
+    rows: int,
+    count: Expr,
+    scores: Any,
+    tile_row: int,
+    state: RowState,
+    row: Expr,
+    value: Callable[[Expr, int], Expr],
+) -> None:
+    """output[row + r] = rescale * output + weights x values over the first `count` keys of the block.
+
+    `value(k, d)` yields the vector of key k that starts at dimension d.
+    """
+    unit, vectors = shape.vectors, shape.head_dim // shape.vectors.lanes
+    parts = -(-vectors // shape.tile_columns)
+    bounds = [vectors * part // parts for part in range(parts + 1)]
+    for first, last in zip(bounds, bounds[1:], strict=False):
+        product(
+            unit,
+            rows,
+            last - first,
+            count,
+            lambda r, k: scores[tile_row + r, k],
+            lambda k, c, first=first: value(k, (first + c) * unit.lanes),
+            lambda r, c, first=first: (state.output, (row + r, (first + c) * unit.lanes)),
+            lambda r: state.rescale[row + r],
+        )
