@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 class Lines:
     """One line a stage, with the seconds it took; for logs and pipes. Follows compiler.progress.Progress."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, title: str | None) -> None:
         self.out = out
+        self.title = title
+        self._unsaid = title
         self._name: str | None = None
         self._start = 0.0
 
     def stage(self, name: str, total: int | None = None) -> None:
         self.finish()
+        if self._unsaid is not None:
+            self.note(self._unsaid)
+            self._unsaid = None
         self._name, self._start = name, time.perf_counter()
 
     def advance(self, amount: int, what: str = "") -> None:
@@ -28,7 +33,8 @@ class Lines:
 
     def skip(self, name: str, why: str) -> None:
         self.finish()
-        self.note(f"{name}: {why}")
+        if self.title is None:
+            self.note(f"{name}: {why}")
 
     def note(self, text: str) -> None:
         print(text, file=self.out, flush=True)
@@ -40,43 +46,42 @@ class Lines:
         self._name = None
 
 
-class Bars:
-    """A bar for each stage, in bytes where the total is known. Follows compiler.progress.Progress."""
+class Bars(Lines):
+    """A bar for each stage, in bytes where the total is known."""
 
-    def __init__(self, bars: "RichProgress") -> None:
+    def __init__(self, bars: "RichProgress", out: TextIO, title: str | None) -> None:
+        super().__init__(out, title)
         self.bars = bars
         self._task: TaskID | None = None
 
     def stage(self, name: str, total: int | None = None) -> None:
-        self.finish()
+        super().stage(name, total)
         self._task = self.bars.add_task(name, total=total, what="")
 
     def advance(self, amount: int, what: str = "") -> None:
         if self._task is not None:
             self.bars.update(self._task, advance=amount, what=what)
 
-    def skip(self, name: str, why: str) -> None:
-        self.finish()
-        self.note(f"{name}: {why}")
-
     def note(self, text: str) -> None:
-        self.bars.console.print(text, markup=False, highlight=False)
+        self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def finish(self) -> None:
         """The stage at hand is done: its bar is full."""
         if self._task is not None:
-            task = self.bars.tasks[self._task]
-            total = task.total if task.total is not None else 1
+            total = self.bars.tasks[self._task].total or 1
             self.bars.update(self._task, total=total, completed=total, what="")
         self._task = None
 
 
 @contextmanager
-def show_progress(out: TextIO | None = None) -> Iterator[Lines | Bars]:
-    """The progress that suits `out` (stderr by default), for one compilation."""
+def show_progress(title: str | None = None, out: TextIO | None = None) -> Iterator[Lines]:
+    """The progress that suits `out` (stderr by default), for one compilation.
+
+    With a `title` a compilation that finds everything up to date shows nothing, and any other begins with that line.
+    """
     out = out or sys.stderr
     if not out.isatty():
-        lines = Lines(out)
+        lines = Lines(out, title)
         yield lines
         lines.finish()
         return
@@ -90,7 +95,7 @@ def show_progress(out: TextIO | None = None) -> Iterator[Lines | Bars]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[what]}", style="dim", markup=False),
         console=Console(file=out),
-    ) as bars:
-        shown = Bars(bars)
-        yield shown
-        shown.finish()
+    ) as progress:
+        bars = Bars(progress, out, title)
+        yield bars
+        bars.finish()

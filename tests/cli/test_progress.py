@@ -3,6 +3,8 @@
 import io
 import re
 
+import pytest
+
 from mlc_llm.cli.progress import show_progress
 from mlc_llm.compiler.progress import Progress
 
@@ -15,7 +17,7 @@ class Terminal(io.StringIO):
 
 
 def work(out: io.StringIO) -> str:
-    with show_progress(out) as progress:
+    with show_progress(out=out) as progress:
         watcher: Progress = progress
         watcher.stage("weights", 100)
         watcher.advance(60, "model.embed_tokens.weight [7]")
@@ -36,7 +38,7 @@ def test_lines_name_each_stage_with_its_time() -> None:
 def test_a_stage_that_fails_is_not_reported_as_done() -> None:
     out = io.StringIO()
     try:
-        with show_progress(out) as progress:
+        with show_progress(out=out) as progress:
             progress.stage("weights", 100)
             raise ValueError
     except ValueError:
@@ -50,3 +52,16 @@ def test_bars_show_the_share_and_the_notes_as_they_are() -> None:
     assert "config: up to date" in text
     assert re.search(r"weights.*100%", text)
     assert re.search(r"library.*100%", text)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_title_comes_before_the_first_stage_that_is_built(terminal: bool) -> None:
+    out = Terminal() if terminal else io.StringIO()
+    with show_progress("x is compiled first", out) as progress:
+        progress.skip("config", "up to date")
+        assert "x is" not in out.getvalue()
+        progress.stage("weights", 1)
+        progress.stage("library")
+    text = out.getvalue()
+    assert text.count("x is compiled first") == 1
+    assert "up to date" not in text
