@@ -70,7 +70,7 @@ def _load(library: Library, source: TensorSource, param: ParamMetadata, arena: A
         array = arena.array(param.shape, numpy_dtype(param.dtype))
         source.read_into(param.name, array)
         return tensor(array, param.dtype)
-    current = tensor(source.read(param.name), param.dtype)
+    current = tensor(source.read(param.name))  # types that numpy lacks come to layout functions as their bits
     for step, form in zip(param.preprocs, forms[1:], strict=True):
         home = arena if form is forms[-1] else Arena(_nbytes(*form))
         packed = tensor(home.array(form[0], numpy_dtype(form[1])), form[1])

@@ -86,6 +86,11 @@ def test_layout_functions_run_in_order() -> None:
     np.testing.assert_array_equal(np.from_dlpack(packed), STORED["weight"].T.reshape(-1) * 2)
 
 
+def test_layout_functions_see_bfloat16_as_its_bits() -> None:
+    (packed,) = load(param("scale", step("transpose", (2, 3), (3, 2), "uint16")))
+    np.testing.assert_array_equal(np.from_dlpack(packed), STORED["scale"].T)
+
+
 def test_progress_counts_parameters() -> None:
     calls: list[tuple[int, int]] = []
     load(param("weight"), param("bias"), progress=lambda done, total: calls.append((done, total)))

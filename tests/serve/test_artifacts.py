@@ -27,7 +27,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Where a compiler that has the tiny model's library ready was asked to put it."""
     outputs: list[Path] = []
 
-    def compile_library(folder: Path, output: Path, *, device: str = "auto") -> Path:
+    def compile_library(folder: Path, output: Path, *, device: str = "auto", force: bool = False) -> Path:
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(tiny_model.library_path(tiny_model.built()), output)
         outputs.append(output)
