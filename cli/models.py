@@ -1,4 +1,4 @@
-"""From what a user calls a model to a compiled folder: a path, a name under dist/ or in the cache, or a source.
+"""From what a user calls a model to a compiled folder: a path, a name in dist/ or the cache, an address, a source.
 
 What is compiled already is found by looking at file names only, so that a chat starts without loading a compiler.
 """
@@ -6,8 +6,6 @@ What is compiled already is found by looking at file names only, so that a chat 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-
-import click
 
 from ..runtime.artifact import (
     CHAT_CONFIG_NAME,
@@ -18,11 +16,13 @@ from ..runtime.artifact import (
     load_chat_config,
 )
 from ..runtime.errors import UsageError
+from ..runtime.hub import PREFIX, is_address
+from ..runtime.policy import download_policy, jit_policy
+from ..runtime.published import fetch_published, find_published
 from .progress import show_progress
 
 DEMO_MODEL = "smollm2-135m-instruct"
 DEFAULT_QUANTIZATION = "q4f16_1"
-_HUB = "hf://"
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,32 @@ class CompiledModel:
 def find_or_compile(model: str, quantization: str | None, device: str, overrides: str) -> CompiledModel:
     """The compiled folder of MODEL.
 
-    A source is compiled first: a folder or file into dist/, as `mlc compile` does; a built-in name or an address into
-    `models` of the cache. Raises UsageError, ModelFileError, EngineError.
+    An address of a compiled model is downloaded first. A source is compiled first: a folder or file into dist/, as
+    `mlc compile` does; a built-in name or an address into `models` of the cache. Raises UsageError, ModelFileError,
+    EngineError.
     """
     folder = find_compiled(model, quantization)
+    if folder is None and is_address(model):
+        folder = _download(model)
     if folder is not None:
         return _fitted(folder, quantization, overrides)
+    policy = jit_policy()
+    if policy in ("OFF", "READONLY"):
+        raise UsageError(f"{model} has to be compiled first, and MLC_JIT_POLICY is {policy}: run `mlc compile {model}`")
     from ..compiler.compile import CompileOptions, compile_model
 
     output = None if Path(model).expanduser().exists() else cache_folder(model, quantization)
-    click.echo(f"{model} is compiled first, into {output or 'dist'}", err=True)
     options = CompileOptions(model, quantization=quantization, device=device, overrides=overrides, output=output)
-    with show_progress() as progress:
+    with show_progress(f"{model} is compiled first, into {output or 'dist'}") as progress:
         return CompiledModel(compile_model(options, progress).folder)
+
+
+def _download(model: str) -> Path | None:
+    """The folder of a compiled model at an address; None where that is a source. Raises UsageError, EngineError."""
+    from ..compiler.progress import downloads
+
+    with show_progress() as progress:
+        return fetch_published(model, downloads(progress))
 
 
 def _fitted(folder: Path, quantization: str | None, overrides: str) -> CompiledModel:
@@ -88,9 +101,11 @@ def find_compiled(model: str, quantization: str | None) -> Path | None:
         return path.parent
     if path.exists():
         return path if (path / CHAT_CONFIG_NAME).is_file() else None
-    if model.lower().startswith(_HUB):
+    if is_address(model):
         folder = cache_folder(model, quantization)
-        return folder if _is_complete(folder) else None
+        if _is_complete(folder) and download_policy() != "REDO":
+            return folder
+        return find_published(model)
     for place in (Path("dist"), cache_home() / "models"):
         found = _find_by_name(place, model.lower(), quantization)
         if found is not None:
@@ -100,7 +115,7 @@ def find_compiled(model: str, quantization: str | None) -> Path | None:
 
 def cache_folder(model: str, quantization: str | None) -> Path:
     """Where MODEL, a built-in name or `HF://org/name`, goes when it is compiled to be chatted with."""
-    name = model[len(_HUB) :] if model.lower().startswith(_HUB) else model
+    name = model[len(PREFIX) :] if is_address(model) else model
     stem = re.sub(r"[^\w.+-]+", "--", name)
     return cache_home() / "models" / f"{stem}-{quantization or DEFAULT_QUANTIZATION}-MLC"
 

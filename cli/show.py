@@ -19,12 +19,20 @@ if TYPE_CHECKING:
 def command(path: str, as_json: bool) -> None:
     """Print what PATH is: a compiled model folder, a model library (.so), or a source of weights.
 
+    Of a compiled model at HF://org/name, only the configuration is downloaded to be shown.
+
     A library is loaded to be asked, which runs code that is in it: show only libraries that you trust.
     """
+    from ..runtime.hub import is_address
+    from ..runtime.published import fetch_published, published_place
+
     place = Path(path).expanduser()
     if place.name == "mlc-chat-config.json":
         place = place.parent
-    if place.suffix == ".so":
+    published = fetch_published(path, weights=False) if is_address(path) else None
+    if published is not None:
+        facts, rows = show_folder(published, place=published_place(path))
+    elif place.suffix == ".so":
         facts, rows = show_library(place)
     elif (place / "mlc-chat-config.json").exists():
         facts, rows = show_folder(place)
@@ -62,9 +70,11 @@ def show_library(path: Path) -> Shown:
     ]
 
 
-def show_folder(folder: Path) -> Shown:
-    """A compiled model folder, by MLC or by us. Raises ModelFileError."""
+def show_folder(folder: Path, *, place: Path | None = None) -> Shown:
+    """A compiled model folder, by MLC or by us; `place` is where it is to be. Raises ModelFileError."""
     from ..runtime.artifact import load_chat_config, load_tensor_cache, model_hash
+
+    place = place or folder
 
     config = load_chat_config(folder)
     _, cache = load_tensor_cache(folder)
@@ -72,10 +82,10 @@ def show_folder(folder: Path) -> Shown:
     plan = _plan_or_reason(str(folder))
     parameters = _parameters(cache)
     missing = [shard.dataPath for shard in cache.records if not _is_whole(folder / shard.dataPath, shard.nbytes)]
-    libraries = sorted(str(path) for path in {*folder.glob("*.so"), *_default_library(plan)})
+    libraries = sorted(str(path) for path in {*folder.glob("*.so"), *_libraries(folder, config, plan)})
     facts: dict[str, Any] = {
         "kind": "folder",
-        "path": str(folder),
+        "path": str(place),
         "bytes": nbytes,
         "parameters": parameters,
         "bits_per_weight": nbytes * 8 / parameters if parameters else None,
@@ -91,8 +101,10 @@ def show_folder(folder: Path) -> Shown:
     }  # fmt: skip
     bits = f", {facts['bits_per_weight']:.2f} bits per weight" if parameters else ""
     absent = f"; missing or cut short: {', '.join(missing)}" if missing else ""
+    if place != folder:
+        absent = "; not downloaded yet"
     rows = [
-        ("model folder", str(folder)),
+        ("model folder", str(place)),
         ("model type", config.model_type),
         ("quantization", f"{config.quantization}{bits}"),
         ("parameters", f"{count(parameters)} ({parameters})" if parameters else "not recorded"),
@@ -142,8 +154,13 @@ def _memory_rows(plan: "CompilePlan | str") -> list[tuple[str, str]]:
     ]
 
 
-def _default_library(plan: "CompilePlan | str") -> list[Path]:
-    return [plan.library] if not isinstance(plan, str) and plan.library.is_file() else []
+def _libraries(folder: Path, config: "ChatConfig", plan: "CompilePlan | str") -> list[Path]:
+    """The libraries that are kept elsewhere: beside the folder, and in the cache."""
+    from ..runtime.artifact import cached_library
+
+    if isinstance(plan, str):
+        return []
+    return [path for path in (plan.library, cached_library(folder, config, plan.device)) if path.is_file()]
 
 
 def _parameters(cache: "TensorCache") -> int | None:

@@ -11,7 +11,7 @@ from .options import DEFAULT_QUANTIZATION, CompileOptions, check_conv_template, 
 from .overrides import parse_opt, parse_overrides
 from .plan import CompilePlan, plan
 from .preflight import require_c_compiler
-from .progress import SILENT, Progress
+from .progress import SILENT, Progress, downloads
 from .quantization.scheme import get_scheme
 from .stages import build_folder, build_library_file, writing
 from .target.target import resolve_target
@@ -54,10 +54,11 @@ def compile_model(options: CompileOptions, progress: Progress = SILENT) -> Compi
     """
     checked = check_options(options)
     require_c_compiler()
-    folder = compiled_folder(options.model)
+    folder = compiled_folder(options.model, weights=False)
     if folder is not None:
-        layout = folder_layout(folder, checked)
         config = compiled_config(folder, checked)
+        layout = folder_layout(folder, config, checked)
+        compiled_folder(options.model, downloads(progress))  # the weights, now that nothing speaks against it
         stages = {}
     else:
         scheme = checked.scheme or get_scheme(DEFAULT_QUANTIZATION)
@@ -97,11 +98,12 @@ def compile_library(
     opt: str = "O2",
     host: str = "auto",
     debug_dump: Path | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Compile the library of a compiled model folder to `output`, unless it is up to date. Returns `output`.
 
-    Raises UsageError, ModelFileError, EngineError.
+    `force` compiles also what is up to date. Raises UsageError, ModelFileError, EngineError.
     """
     target = resolve_target(device, host)
     config = folder_config(folder, parse_overrides(overrides))
@@ -111,7 +113,7 @@ def compile_library(
         target,
         opt=parse_opt(opt, target.device),
         debug_dump=debug_dump,
-        force=False,
+        force=force,
         progress=progress or SILENT,
     )
     return output

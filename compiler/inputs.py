@@ -1,6 +1,6 @@
 """What a compilation starts from: an opened source with its architecture, or the config of a compiled folder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,7 @@ from .model.architecture import Architecture, ModelConfig, Weight
 from .model.registry import get_architecture
 from .options import CheckedOptions
 from .overrides import check_applied
-from .progress import Progress, steps
-from .source import Progress as DownloadProgress
+from .progress import Progress, downloads
 from .source import Source, open_source
 
 
@@ -32,7 +31,7 @@ class OpenModel:
 
 def open_model(model: str, model_type: str, overrides: Mapping[str, int], progress: Progress) -> OpenModel:
     """Open MODEL, downloading it where it is a name. Raises ModelFileError, UsageError."""
-    source = open_source(model, progress=_downloads(progress))
+    source = open_source(model, progress=downloads(progress))
     named = source.config.get("model_type") if model_type == "auto" else model_type
     if not isinstance(named, str):
         raise ModelFileError(f"{source.name}: config.json has model_type = {named!r}: name it with --model-type")
@@ -45,19 +44,6 @@ def read_config(architecture: Architecture, published: Mapping[str, Any], overri
     config: ModelConfig = architecture.from_dict({**published, **overrides})
     check_applied(overrides, config.to_dict())
     return config
-
-
-def _downloads(progress: Progress) -> DownloadProgress:
-    """A callback for downloads: a stage for each thing that is fetched."""
-    reports: dict[str, Callable[[int, int, str], None]] = {}
-
-    def report(done: int, total: int, what: str) -> None:
-        if what not in reports:
-            progress.stage(f"download {what}", total or None)
-            reports[what] = steps(progress, total)
-        reports[what](done, total, "")
-
-    return report
 
 
 def folder_config(folder: Path, overrides: Mapping[str, int]) -> ChatConfig:

@@ -4,18 +4,20 @@ mlc compile MODEL                dist/<name>-<quantization>-MLC/   dist/libs/<na
 mlc compile MODEL -o out         out/                              out/<name>-<quantization>-<device>.so
 mlc compile MODEL -o x.so        dist/<name>-<quantization>-MLC/   x.so
 mlc compile out                  (as it is)                        where it was, else <out>/../libs/<out>-<device>.so
+mlc compile HF://org/X-MLC       in the cache folder               in the cache folder, where it is looked for
 """
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.artifact import CHAT_CONFIG_NAME
+from ..runtime.artifact import CHAT_CONFIG_NAME, FOLDER_SUFFIX, ChatConfig, cached_library, library_name
 from ..runtime.errors import UsageError
+from ..runtime.hub import Progress, is_address
+from ..runtime.published import fetch_published, published_place
 from .options import CheckedOptions
 
 DIST = Path("dist")
-_FOLDER_SUFFIX = "-MLC"
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,14 @@ class Layout:
     library: Path
 
 
-def compiled_folder(model: str) -> Path | None:
-    """The model folder that MODEL names, as itself or by its mlc-chat-config.json; None where it is a source."""
+def compiled_folder(model: str, progress: Progress | None = None, *, weights: bool = True) -> Path | None:
+    """The model folder that MODEL names, as itself or by its mlc-chat-config.json; None where it is a source.
+
+    An address is downloaded; without `weights` the folder may be one of the configuration only. Raises UsageError,
+    ModelFileError, EngineError.
+    """
+    if is_address(model):
+        return fetch_published(model, progress, weights=weights)
     path = Path(model).expanduser()
     if path.name == CHAT_CONFIG_NAME and path.is_file():
         return path.parent
@@ -45,19 +53,23 @@ def source_layout(name: str, quantization: str, options: CheckedOptions) -> Layo
                 raise UsageError(f"-o {options.output} is the folder of the source weights: choose another folder")
         return Layout(options.output, options.output / library)
     default = DIST / "libs" / library
-    return Layout(DIST / f"{stem}{_FOLDER_SUFFIX}", options.output if options.output is not None else default)
+    return Layout(DIST / f"{stem}{FOLDER_SUFFIX}", options.output if options.output is not None else default)
 
 
-def folder_layout(folder: Path, options: CheckedOptions) -> Layout:
+def folder_layout(folder: Path, config: ChatConfig, options: CheckedOptions) -> Layout:
     """Where the library of a compiled folder goes. Raises UsageError for -o with another folder."""
+    device = options.target.device
+    if is_address(options.model):
+        folder = published_place(options.model)
     if options.output is not None:
         if not options.names_library:
-            raise UsageError(f"-o {options.output}: {folder} is compiled already and only its library is built: "
+            raise UsageError(f"-o {options.output}: {options.model} is compiled already and only its library is built: "
                              "name a .so file")  # fmt: skip
         return Layout(folder, options.output)
-    stem = folder.resolve().name.removesuffix(_FOLDER_SUFFIX)
-    inside = sorted(folder.glob(f"*-{options.target.device}.so"))
+    if is_address(options.model):
+        return Layout(folder, cached_library(folder, config, device))
+    inside = sorted(folder.glob(f"*-{device}.so"))
     if len(inside) == 1:
         return Layout(folder, inside[0])
     parent = folder.parent if folder.name not in ("", "..") else folder.resolve().parent
-    return Layout(folder, parent / "libs" / f"{stem}-{options.target.device}.so")
+    return Layout(folder, parent / "libs" / library_name(folder, device))

@@ -44,18 +44,20 @@ class CompilePlan:
 
 
 def plan(options: CompileOptions, progress: Progress = SILENT) -> CompilePlan:
-    """Work the numbers out from shapes alone. A model that is named by address is downloaded first.
+    """Work the numbers out from shapes alone.
 
-    Raises UsageError, ModelFileError.
+    Source weights that are named by address are downloaded first; of a compiled model only the configuration is.
+    Raises UsageError, ModelFileError, EngineError.
     """
     checked = check_options(options)
-    folder = compiled_folder(options.model)
+    folder = compiled_folder(options.model, weights=False)
     if folder is not None:
         chat_config = compiled_config(folder, checked)
         architecture = get_architecture(chat_config.model_type)
         config: ModelConfig = architecture.from_dict(chat_config.architecture)
         scheme = get_scheme(chat_config.quantization)
-        layout, model_type = folder_layout(folder, checked), chat_config.model_type
+        layout = folder_layout(folder, chat_config, checked)
+        model_type = chat_config.model_type
     else:
         scheme = checked.scheme or get_scheme(DEFAULT_QUANTIZATION)
         model = open_model(options.model, checked.model_type, checked.overrides, progress)

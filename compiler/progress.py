@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from ..runtime.hub import Progress as DownloadProgress
+
 
 class Progress(Protocol):
     """Calls arrive in order and from one thread: a stage begins, advances, and ends where the next one begins."""
@@ -48,5 +50,18 @@ def steps(progress: Progress, total: int) -> Callable[[int, int, str], None]:
         position = done * total // max(count, 1)
         progress.advance(position - shown, what)
         shown = position
+
+    return report
+
+
+def downloads(progress: Progress) -> DownloadProgress:
+    """A callback for downloads, which report (bytes done, bytes in all, what): a stage for each thing that comes."""
+    reports: dict[str, Callable[[int, int, str], None]] = {}
+
+    def report(done: int, total: int, what: str) -> None:
+        if what not in reports:
+            progress.stage(f"download {what}", total or None)
+            reports[what] = steps(progress, total)
+        reports[what](done, total, "")
 
     return report

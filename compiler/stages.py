@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtime.artifact import CHAT_CONFIG_NAME, TENSOR_CACHE_NAME, ChatConfig, model_hash
+from ..runtime.locks import locked
 from . import stamps
 from .chat_config import make_chat_config
-from .locks import locked
 from .preflight import explained, require_c_compiler
 from .progress import steps
 from .source.source import write_file
@@ -36,7 +36,7 @@ def writing(folder: Path, progress: "Progress") -> "Iterator[None]":
             if not folder.exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.callback(_remove_if_empty, folder)
-            stack.enter_context(locked(folder / LOCK_NAME, folder, progress))
+            stack.enter_context(locked(folder / LOCK_NAME, folder, progress.note))
             for left in folder.glob(f"{_STAGING_PREFIX}*"):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
         yield
@@ -185,7 +185,7 @@ def build_library_file(
     stamp_path = output.with_name(f".{output.name}.json")
     with explained(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        with locked(output.with_name(f".{output.name}.lock"), output, progress):
+        with locked(output.with_name(f".{output.name}.lock"), output, progress.note):
             stamp = stamps.read_stamps(stamp_path).get("library", {})
             current = stamp.get("key") == key and stamp.get("sha256") == stamps.file_digest(output)
             if current and not force and debug_dump is None:

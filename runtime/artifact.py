@@ -14,6 +14,19 @@ from .errors import ModelFileError
 CHAT_CONFIG_NAME = "mlc-chat-config.json"
 TENSOR_CACHE_NAME = "tensor-cache.json"
 TENSOR_CACHE_OLD_NAME = "ndarray-cache.json"
+FOLDER_SUFFIX = "-MLC"  # of a model folder's name
+# What a tokenizer may consist of.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 MAX_JSON_BYTES = 256 << 20  # bounds what is read before it is parsed
 
 
@@ -104,7 +117,8 @@ class TensorCache(BaseModel):
 class Preproc(BaseModel):
     """A function of the library that turns a parameter as stored into the layout that its kernels read.
 
-    Called as `func(stored_parameter, packed_parameter)`: destination-passing, both tensors on the device.
+    Called as `func(stored_parameter, packed_parameter)`: destination-passing, both tensors on the device. A stored
+    bfloat16 tensor is passed as its bits, uint16.
     """
 
     func_name: str
@@ -193,6 +207,17 @@ def model_hash(config: ChatConfig) -> str:
     architecture = {name: value for name, value in config.architecture.items() if name not in _SIZES}
     text = json.dumps({"architecture": architecture, **fields}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def library_name(folder: Path, device: str) -> str:
+    """The file name of a model folder's library: the folder's, without -MLC, and the device."""
+    return f"{folder.resolve().name.removesuffix(FOLDER_SUFFIX)}-{device}.so"
+
+
+def cached_library(folder: Path, config: ChatConfig, device: str) -> Path:
+    """Where the library of a model folder is in the cache folder, if it is not kept beside the folder."""
+    stem = folder.resolve().name.removesuffix(FOLDER_SUFFIX)
+    return cache_home() / "model_lib" / f"{stem}-{model_hash(config)}-{device}.so"
 
 
 def read_json(path: Path, what: str) -> Any:

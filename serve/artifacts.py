@@ -1,25 +1,35 @@
-"""Where a model's folder and its library are, and compiling a library that is missing."""
+"""Where a model's folder and its library are; downloading a folder, and compiling a library, that is missing."""
 
 import sys
 from pathlib import Path
 
-from ..runtime.artifact import CHAT_CONFIG_NAME, ChatConfig, cache_home, model_hash
+from ..runtime.artifact import CHAT_CONFIG_NAME, FOLDER_SUFFIX, ChatConfig, cached_library, library_name
 from ..runtime.errors import ModelFileError
+from ..runtime.hub import Progress, is_address
 from ..runtime.library import Library
+from ..runtime.policy import jit_policy
+from ..runtime.published import fetch_published
 
 DIST = Path("dist")
-_FOLDER_SUFFIX = "-MLC"
 
 
 def find_folder(model: str) -> Path:
     """The model folder that `model` names: by its path, by its mlc-chat-config.json, or by its name below `dist`.
 
-    Raises ModelFileError.
+    `HF://org/name[@revision]` is downloaded the first time. Raises UsageError, ModelFileError, EngineError.
     """
+    if is_address(model):
+        published = fetch_published(model, _show_download())
+        if published is None:
+            raise ModelFileError(
+                f"{model} holds source weights and no compiled model ({CHAT_CONFIG_NAME}): run `mlc compile {model}` "
+                "and name the folder that it makes"
+            )
+        return published
     path = Path(model).expanduser()
     if path.name == CHAT_CONFIG_NAME and path.is_file():
         return path.parent
-    for folder in (path, DIST / model, DIST / f"{model}{_FOLDER_SUFFIX}"):
+    for folder in (path, DIST / model, DIST / f"{model}{FOLDER_SUFFIX}"):
         if (folder / CHAT_CONFIG_NAME).is_file():
             return folder
     if path.exists():
@@ -31,29 +41,33 @@ def open_library(folder: Path, config: ChatConfig, device: str, model_lib: str |
     """The library of a model folder: `model_lib` where it is named, else the one that lies beside it or in the cache.
 
     What is found by itself and does not fit, or is missing, is compiled on the spot with a line on stderr that says
-    so. Raises ModelFileError for a named library that does not fit, and what the compiler raises.
+    so, as far as MLC_JIT_POLICY allows. Raises ModelFileError for a named library that does not fit and for one that
+    may not be compiled, and what the compiler raises.
     """
     if model_lib is not None:
         return Library.load(Path(model_lib).expanduser(), config=config)
+    policy = jit_policy()
     places = _places(folder, config, device)
     reason, output = f"{folder} has no library for {device}", _output(places)
-    for place in places:
-        if place.is_file():
-            try:
-                return Library.load(place, config=config)
-            except ModelFileError as error:
-                reason, output = str(error).partition(": run `")[0], place
-                break
+    found = next((place for place in places if place.is_file()), None)
+    if found is not None:
+        output = found
+        if policy == "REDO":
+            return _compile(folder, config, device, output, "MLC_JIT_POLICY is REDO", force=True)
+        try:
+            return Library.load(found, config=config)
+        except ModelFileError as error:
+            reason = str(error).partition(": run `")[0]
+    if policy in ("OFF", "READONLY"):
+        raise ModelFileError(f"{reason}, and MLC_JIT_POLICY is {policy}: run `mlc compile {folder} --device {device}`")
     return _compile(folder, config, device, output, reason)
 
 
 def _places(folder: Path, config: ChatConfig, device: str) -> list[Path]:
     """Where a library may be, the likeliest place first: in the folder, beside it, in the cache."""
-    name = folder.resolve().name.removesuffix(_FOLDER_SUFFIX)
     inside = sorted(folder.glob(f"*-{device}.so"))
-    beside = folder.resolve().parent / "libs" / f"{name}-{device}.so"
-    cached = cache_home() / "model_lib" / f"{name}-{model_hash(config)}-{device}.so"
-    return [*(inside if len(inside) == 1 else []), beside, cached]
+    beside = folder.resolve().parent / "libs" / library_name(folder, device)
+    return [*(inside if len(inside) == 1 else []), beside, cached_library(folder, config, device)]
 
 
 def _output(places: list[Path]) -> Path:
@@ -62,8 +76,28 @@ def _output(places: list[Path]) -> Path:
     return beside if beside.parent.is_dir() else cached
 
 
-def _compile(folder: Path, config: ChatConfig, device: str, output: Path, reason: str) -> Library:
+def _compile(
+    folder: Path, config: ChatConfig, device: str, output: Path, reason: str, *, force: bool = False
+) -> Library:
     print(f"{reason}: compiling {output}", file=sys.stderr, flush=True)
     from ..compiler.compile import compile_library
 
-    return Library.load(compile_library(folder, output, device=device), config=config)
+    return Library.load(compile_library(folder, output, device=device, force=force), config=config)
+
+
+def _show_download() -> Progress:
+    """A line on stderr when a download begins; on a terminal it counts to 100 %."""
+    shown = ""
+
+    def report(done: int, total: int, what: str) -> None:
+        nonlocal shown
+        line = f"{what}: downloading {total / 2**20:.0f} MiB"
+        if sys.stderr.isatty():
+            line += f", {100 * done // max(total, 1)} %"
+            if line != shown:
+                print(f"\r{line}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif not shown:
+            print(line, file=sys.stderr, flush=True)
+        shown = line
+
+    return report

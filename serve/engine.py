@@ -32,9 +32,10 @@ class MLCEngine:
     ) -> None:
         """Load a model.
 
-        `model` is a model folder, its mlc-chat-config.json, or the name of a folder in `dist`. `model_lib` is the path
-        of its library; without one, the library is looked for beside the folder and in the cache, and compiled if there
-        is none. `mode` sets how many sequences are kept and how many tokens they may have, see `choose_limits`;
+        `model` is a model folder, its mlc-chat-config.json, the name of a folder in `dist`, or the address of a
+        compiled model, `HF://org/name`, which is downloaded the first time. `model_lib` is the path of its library;
+        without one, the library is looked for beside the folder and in the cache, and compiled if there is none.
+        `mode` sets how many sequences are kept and how many tokens they may have, see `choose_limits`;
         `engine_config` overrides that.
 
         Raises UsageError, ModelFileError, EngineError.

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 from ...runtime.errors import ModelFileError, UsageError
+from ...runtime.hub import is_address
 from .source import Progress, Source, TensorSpec
 
 __all__ = ["Progress", "Source", "TensorSpec", "open_source"]
@@ -20,7 +21,7 @@ def open_source(model: str, *, progress: Progress | None = None) -> Source:
     Raises UsageError where `model` names nothing, ModelFileError where files are damaged or of a kind that is not
     read, EngineError where a download or the disk fails.
     """
-    if model.lower().startswith("hf://"):
+    if is_address(model):
         from .hub import open_hub
 
         return open_hub(model, progress=progress)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.artifact import CHAT_CONFIG_NAME, MAX_JSON_BYTES, read_json
+from ...runtime.artifact import CHAT_CONFIG_NAME, MAX_JSON_BYTES, TOKENIZER_FILES, read_json
 from ...runtime.errors import ModelFileError
 from .safetensors_file import StoredTensor, read_header
 from .source import TensorSpec, fingerprint_files, write_file
@@ -16,18 +16,7 @@ CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
 SINGLE_FILE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-# What a tokenizer may consist of, and the sets of which one is enough.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+# Of the tokenizer's files, the sets of which one is enough.
 _SUFFICIENT_TOKENIZERS = ({"tokenizer.json"}, {"tokenizer.model"}, {"vocab.json", "merges.txt"})
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")

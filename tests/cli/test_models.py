@@ -100,7 +100,10 @@ def test_a_built_in_name_is_compiled_into_the_cache_once(
     assert len(compiled) == 1
 
 
-def test_an_address_is_compiled_into_a_cache_folder_of_its_own(compiled: list[Any]) -> None:
+def test_an_address_of_source_weights_is_compiled_into_a_cache_folder_of_its_own(
+    compiled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "fetch_published", lambda model, progress: None)
     models.find_or_compile("HF://org/name@main", "q0f32", "auto", "context_window_size=9")
     assert compiled[0].output == cache_home() / "models" / "org--name--main-q0f32-MLC"
     assert (compiled[0].quantization, compiled[0].overrides) == ("q0f32", "context_window_size=9")

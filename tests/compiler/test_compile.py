@@ -14,9 +14,9 @@ import safetensors.numpy
 from mlc_llm.compiler import compile as driver
 from mlc_llm.compiler import stages
 from mlc_llm.compiler.compile import CompileOptions, compile_library, compile_model, convert_weight, gen_config
-from mlc_llm.compiler.locks import locked
 from mlc_llm.runtime.artifact import ChatConfig, load_chat_config, load_tensor_cache, model_hash
 from mlc_llm.runtime.errors import EngineError, MLCError, ModelFileError, UsageError
+from mlc_llm.runtime.locks import locked
 
 BUILT = {"config": "built", "weights": "built", "library": "built"}
 CURRENT = {"config": "up to date", "weights": "up to date", "library": "up to date"}
@@ -329,13 +329,13 @@ def test_two_compilations_of_one_folder_take_turns(llama_folder: Path, library: 
     work = threading.Thread(
         target=lambda: results.append(compile_model(CompileOptions(str(llama_folder)), progress)), daemon=True
     )
-    with locked(folder / stages.LOCK_NAME, folder, Recorder()):
+    with locked(folder / stages.LOCK_NAME, folder, Recorder().note):
         work.start()
         assert waiting.wait(60)
         assert not (folder / "mlc-chat-config.json").exists()
     work.join(60)
     assert results[0].stages == BUILT
-    assert progress.calls[0] == ("note", f"another compilation is writing {folder}: waiting for it to end")
+    assert progress.calls[0] == ("note", f"another process is writing {folder}: waiting for it to end")
     assert not (folder / stages.LOCK_NAME).exists()
 
 

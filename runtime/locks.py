@@ -1,22 +1,20 @@
-"""One compilation at a time for each folder and each library, among all processes of the machine."""
+"""One writer at a time for each folder and each library, among all processes of the machine."""
 
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .progress import Progress
-
 
 @contextmanager
-def locked(path: Path, what: Path, progress: Progress) -> Iterator[None]:
+def locked(path: Path, what: Path, note: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock file `path` while the block runs; it is gone afterwards. Waits, with a note, for another holder.
 
     Raises OSError where the file cannot be made.
     """
-    handle = _acquire(path, what, progress)
+    handle = _acquire(path, what, note)
     try:
         yield
     finally:
@@ -24,7 +22,7 @@ def locked(path: Path, what: Path, progress: Progress) -> Iterator[None]:
         os.close(handle)
 
 
-def _acquire(path: Path, what: Path, progress: Progress) -> int:
+def _acquire(path: Path, what: Path, note: Callable[[str], None]) -> int:
     waiting = False
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -33,7 +31,7 @@ def _acquire(path: Path, what: Path, progress: Progress) -> int:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not waiting:
-                    progress.note(f"another compilation is writing {what}: waiting for it to end")
+                    note(f"another process is writing {what}: waiting for it to end")
                     waiting = True
                 fcntl.flock(handle, fcntl.LOCK_EX)
             except OSError as error:

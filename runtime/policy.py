@@ -1,0 +1,32 @@
+"""What may happen unasked, by MLC-LLM's environment variables: downloads, and compiling a library that is missing."""
+
+import os
+from typing import Literal, cast, get_args
+
+from .errors import UsageError
+
+Policy = Literal["ON", "OFF", "REDO", "READONLY"]
+
+
+def download_policy() -> Policy:
+    """MLC_DOWNLOAD_CACHE_POLICY, of `HF://` addresses and built-in names. Raises UsageError for an unknown value.
+
+    ON: what is in the cache is used, what is not is downloaded. READONLY: only what is in the cache. REDO: downloaded
+    again. OFF: addresses are refused.
+    """
+    return _policy("MLC_DOWNLOAD_CACHE_POLICY")
+
+
+def jit_policy() -> Policy:
+    """MLC_JIT_POLICY, of compiling on the spot. Raises UsageError for an unknown value.
+
+    ON: what is missing or does not fit is compiled. REDO: libraries are compiled again. OFF, READONLY: never compiled.
+    """
+    return _policy("MLC_JIT_POLICY")
+
+
+def _policy(variable: str) -> Policy:
+    value = os.environ.get(variable) or "ON"
+    if value not in get_args(Policy):
+        raise UsageError(f"{variable} is {value!r:.100}: expected ON, OFF, REDO or READONLY")
+    return cast(Policy, value)
