@@ -1,11 +1,14 @@
 """The small kernels between the multiplications: embedding rows, RMS norm, SwiGLU, row selection."""
 # mypy: ignore-errors
 
+import math
+
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..builder import kernel, load, local, splat, store, zeros
 from .storage import TILE, DenseStorage, GroupStorage, lanes, widen
+from .vector import constant, exp2
 
 
 def embedding(rows: int, columns: int, storage: GroupStorage | DenseStorage) -> tirx.PrimFunc:
@@ -85,29 +88,6 @@ def rms_norm(columns: int, eps: float, *, single: bool) -> tirx.PrimFunc:
     return k.function
 
 
-def exp(x, count: int = TILE):
-    """e^x of a float32 vector: 2^n times a polynomial on [-0.5, 0.5] (Cephes expf), relative error below 2e-7."""
-
-    def constant(value: float):
-        return T.broadcast(T.float32(value), count) if count > 1 else T.float32(value)
-
-    def vector(dtype: str) -> str:
-        return dtype if count == 1 else f"{dtype}x{count}"
-
-    x = T.max(T.min(x, constant(88.0)), constant(-87.0))
-    n = T.nearbyint(x * constant(1.44269504088896341))
-    # ln 2 in two parts keeps the remainder exact
-    r = x - n * constant(0.693359375) - n * constant(-2.12194440e-4)
-    p = constant(1.9875691500e-4)
-    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        p = p * r + constant(c)
-    y = p * r * r + r + constant(1.0)
-    one = T.int32(1)
-    exponent = T.shift_left(T.cast(n, vector("int32")) + (splat(one * 127, count) if count > 1 else 127),
-                            splat(T.int32(23), count) if count > 1 else T.int32(23))  # fmt: skip
-    return y * T.reinterpret(exponent, dtype=vector("float32"))
-
-
 def silu_mul(columns: int, *, single: bool) -> tirx.PrimFunc:
     """[batch, seq, 2 x columns] (gate | up) -> silu(gate) * up [batch, seq, columns], float32 (Shazeer 2020)."""
     with kernel("silu_mul") as k:
@@ -116,9 +96,10 @@ def silu_mul(columns: int, *, single: bool) -> tirx.PrimFunc:
         y = k.input("y", (batch, seq, columns), "float32")
 
         def activate(b, s, index, up_index, count: int) -> None:
-            gate, one = x[b, s, index], T.float32(1)
-            sigmoid = (splat(one) if count > 1 else one) / ((splat(one) if count > 1 else one) + exp(-gate, count))
-            T.buffer_store(y, gate * sigmoid * x[b, s, up_index], [b, s, index])
+            gate, one = x[b, s, index], constant(1.0, count)
+            # e^-gate would overflow float32 beyond 88, where the result is 0 anyway
+            power = T.min(gate * constant(-math.log2(math.e), count), constant(126.0, count))
+            T.buffer_store(y, gate / (one + exp2(power, count)) * x[b, s, up_index], [b, s, index])
 
         def row(b, s) -> None:
             with T.serial(0, columns // TILE) as i:

@@ -6,7 +6,7 @@ import pytest
 import tvm
 from numpy.typing import NDArray
 
-from mlc_llm.compiler.kernels.cpu.layers import embedding
+from mlc_llm.compiler.kernels.cpu.layers import embedding, rms_norm, silu_mul
 from mlc_llm.compiler.kernels.cpu.matmul import Matmul, gemm, gemv
 from mlc_llm.compiler.kernels.cpu.storage import DenseStorage, GroupStorage, pack_rows, packed_dtype, tiled_shape
 from mlc_llm.compiler.quantization.group import dequantize, quantize
@@ -34,7 +34,9 @@ def tile(stored: Array, rows: int, units: int, packed_dtype: str, *, transposed:
     return packed
 
 
-def weights(scheme_name: str, n: int, k: int, processor: str = "native") -> tuple[GroupStorage | DenseStorage, list[Array], NDArray[np.float32]]:
+def weights(
+    scheme_name: str, n: int, k: int, processor: str = "native"
+) -> tuple[GroupStorage | DenseStorage, list[Array], NDArray[np.float32]]:
     """(storage, packed arrays, the float32 matrix that they stand for) of a random [n, k] matrix."""
     scheme = SCHEMES[scheme_name]
     dense = np.random.default_rng(n + k).standard_normal((n, k)).astype(np.float32) * np.float32(0.1)
@@ -117,3 +119,21 @@ def test_embedding_rows_are_the_stored_rows(scheme: str) -> None:
     y = np.zeros((4, 72), np.float32)
     run(embedding(37, 72, storage), "native", ids, *packed, y)
     np.testing.assert_allclose(y, matrix[ids], rtol=1e-3)
+
+
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("columns", [48, 37])
+def test_swiglu_and_rms_norm_equal_numpy(single: bool, columns: int) -> None:
+    rng = np.random.default_rng(columns)
+    shape = (1, 1) if single else (2, 3)
+    x = rng.standard_normal((*shape, 2 * columns)).astype(np.float32) * 30  # far into both tails of the sigmoid
+    y = np.full((*shape, columns), np.nan, np.float32)
+    run(silu_mul(columns, single=single), "native", x, y)
+    gate, up = x[..., :columns].astype(np.float64), x[..., columns:]
+    np.testing.assert_allclose(y, gate / (1 + np.exp(-gate)) * up, rtol=2e-5, atol=1e-30)
+
+    weight = rng.standard_normal(columns).astype(np.float32)
+    x = np.ascontiguousarray(x[..., :columns])
+    run(rms_norm(columns, 1e-5, single=single), "native", x, weight, y)
+    expected = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5) * weight
+    np.testing.assert_allclose(y, expected, rtol=2e-6)
