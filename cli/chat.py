@@ -36,14 +36,16 @@ def command(
 ) -> None:  # fmt: skip
     """Chat with MODEL, or answer one prompt.
 
-    MODEL is a compiled folder, its name under dist/ or in the cache, or a source as `mlc compile` takes it, which is
-    compiled first. Without MODEL it is a small demo model, SmolLM2-135M-Instruct, fetched and compiled the first time.
+    MODEL is a compiled folder, its name under dist/ or in the cache, HF://org/name of a compiled model, which is
+    downloaded first, or a source as `mlc compile` takes it, which is compiled first. Without MODEL it is a small demo
+    model, SmolLM2-135M-Instruct, fetched and compiled the first time.
 
     With -p, or with text on standard input (after the prompt, when there are both), only the answer is printed.
 
     \b
       mlc chat
       mlc chat -p "What is the capital of France?" --temperature 0
+      mlc chat HF://mlc-ai/Llama-3.2-1B-Instruct-q4f16_1-MLC
       git diff | mlc chat Llama-3.2-1B-Instruct -p "Review this change."
     """
     from .settings import check_setting

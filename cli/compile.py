@@ -61,7 +61,8 @@ def command(
     """Compile MODEL: quantized weights, configuration, tokenizer and a library for one device.
 
     MODEL is a Hugging Face folder, a .gguf file, HF://org/name, a built-in name (smollm2-135m-instruct), or a folder
-    that was compiled before: then only its library is built. What is up to date is not built again.
+    that was compiled before, or HF://org/name of one: then only its library is built. What is up to date is not built
+    again.
 
     \b
       mlc compile ./Llama-3.2-1B-Instruct

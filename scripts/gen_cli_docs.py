@@ -33,7 +33,10 @@ came so far stays in the conversation), Ctrl-D leaves. Lines that were entered a
 `$XDG_STATE_HOME` (`~/.local/state` by default).
 
 `mlc chat` compiles what it fetches by name into `models` below the cache folder: `$MLC_LLM_HOME`, else `mlc_llm` in
-`$XDG_CACHE_HOME` or `~/.cache`. A folder or file is compiled into `dist/`, as `mlc compile` does.
+`$XDG_CACHE_HOME` or `~/.cache`. A folder or file is compiled into `dist/`, as `mlc compile` does. A model that is
+compiled already, as `HF://mlc-ai/Llama-3.2-1B-Instruct-q4f16_1-MLC`, is downloaded into `model_weights/hf` there, where
+MLC-LLM keeps it too, and used from then on without asking the hub; a download that was interrupted goes on.
+`HF://org/name@revision` names a branch, a tag or a commit.
 """
 
 ENVIRONMENT = """\
@@ -41,10 +44,20 @@ ENVIRONMENT = """\
 
 | variable | meaning |
 |---|---|
-| `MLC_LLM_HOME` | where downloads, and models compiled by name, are kept |
+| `MLC_LLM_HOME` | where downloads, models compiled by name, and libraries compiled on the spot are kept |
+| `MLC_LLM_READONLY_WEIGHT_CACHE` | folders, separated as in `PATH`, that may hold downloaded models: `hf/org/name` |
+| `MLC_DOWNLOAD_CACHE_POLICY` | what may be downloaded: `ON`, `READONLY`, `REDO` or `OFF` |
+| `MLC_JIT_POLICY` | what may be compiled on the spot: `ON`, `REDO`, `OFF` or `READONLY` |
+| `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HOME` | as huggingface_hub reads them |
 | `MLC_DEBUG` | as `--debug` |
 | `MLC_NO_HISTORY` | keeps no history of entered lines |
 | `NO_COLOR` | no styles on the terminal |
+
+`MLC_DOWNLOAD_CACHE_POLICY`: with `ON` what is not in the cache is downloaded; with `READONLY` only the cache is used;
+with `REDO` everything is downloaded again, as after damage; with `OFF` addresses as `HF://org/name` are refused.
+
+`MLC_JIT_POLICY`: with `ON` a library that is missing or does not fit is compiled when a model is loaded; with `REDO` it
+is compiled again; with `OFF` or `READONLY` only `mlc compile` compiles.
 """
 
 

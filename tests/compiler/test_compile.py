@@ -13,8 +13,8 @@ import safetensors.numpy
 
 from mlc_llm.compiler import compile as driver
 from mlc_llm.compiler import stages
-from mlc_llm.compiler.compile import CompileOptions, compile_library, compile_model, convert_weight, gen_config
-from mlc_llm.runtime.artifact import ChatConfig, load_chat_config, load_tensor_cache, model_hash
+from mlc_llm.compiler.compile import CompileOptions, compile_library, compile_model, convert_weight, gen_config, plan
+from mlc_llm.runtime.artifact import ChatConfig, cache_home, load_chat_config, load_tensor_cache, model_hash
 from mlc_llm.runtime.errors import EngineError, MLCError, ModelFileError, UsageError
 from mlc_llm.runtime.locks import locked
 
@@ -79,7 +79,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in files(folder)}
 
 
-def run(model: Path, **options: Any) -> driver.CompileResult:
+def run(model: Path | str, **options: Any) -> driver.CompileResult:
     return compile_model(CompileOptions(str(model), **options))
 
 
@@ -226,6 +226,33 @@ def test_a_compiled_folder_only_gets_its_library(llama_folder: Path, library: Fa
         assert result.stages == {"library": "built"}
         assert result.library == Path("dist/libs/Tiny-Llama-q4f16_1-cpu.so")
     assert contents(folder) == before
+
+
+@pytest.fixture
+def published(llama_folder: Path) -> Path:
+    """HF://org/Tiny-q0f16-MLC, downloaded before."""
+    folder = cache_home() / "model_weights" / "hf" / "org" / "Tiny-q0f16-MLC"
+    convert_weight(str(llama_folder), "q0f16", folder)
+    gen_config(str(llama_folder), "q0f16", folder)
+    return folder
+
+
+def test_a_published_model_only_gets_its_library(published: Path, library: FakeLibrary, tmp_path: Path) -> None:
+    before = contents(published)
+    result = run("HF://org/Tiny-q0f16-MLC")
+    cached = cache_home() / "model_lib" / f"Tiny-q0f16-{model_hash(load_chat_config(published))}-cpu.so"
+    assert (result.folder, result.library, result.stages) == (published, cached, {"library": "built"})
+    assert plan(CompileOptions("HF://org/Tiny-q0f16-MLC")).library == cached
+    assert run("HF://org/Tiny-q0f16-MLC", output=tmp_path / "x.so").library == tmp_path / "x.so"
+    assert contents(published) == before
+    assert files(Path()) == set()
+
+
+def test_a_published_model_keeps_its_quantization_and_its_place(published: Path) -> None:
+    with pytest.raises(UsageError, match="is quantized as q0f16, not q4f16_1"):
+        run("HF://org/Tiny-q0f16-MLC", quantization="q4f16_1")
+    with pytest.raises(UsageError, match=r"-o out: HF://org/Tiny-q0f16-MLC is compiled already and only its library"):
+        run("HF://org/Tiny-q0f16-MLC", output=Path("out"))
 
 
 def test_a_library_with_other_sizes_still_fits_its_folder(

