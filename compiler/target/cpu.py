@@ -70,7 +70,9 @@ def cpu_target(processor: str = "native", host: str = "auto") -> CompileTarget:
     triple = native if host == "auto" else host
     if processor == "native":
         if triple.split("-")[0] != native.split("-")[0]:
-            raise UsageError(f"--host {host}: name the processor too, as --device cpu:generic; this machine is {native}")
+            raise UsageError(
+                f"--host {host}: name the processor too, as --device cpu:generic; this machine is {native}"
+            )
         processor = codegen.llvm_get_system_cpu()
         present = host_flags()
     else:
