@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..runtime.artifact import cache_home
 from .options import FILE_OR_FOLDER, model_type_option, quantization_option, refuse
 from .output import count, print_json, print_table, size
 from .progress import show_progress
@@ -115,7 +116,8 @@ def print_result(result: "CompileResult") -> None:
     """Print what was built, and what to do next."""
     stages = result.stages
     folder = ", ".join(f"{name} {stages[name]}" for name in ("config", "weights") if name in stages) or "as it was"
-    found_by_itself = result.library.parent in (result.folder, result.folder.parent / "libs")
+    kept = (result.folder, result.folder.parent / "libs", cache_home() / "model_lib")
+    found_by_itself = result.library.parent in kept
     flag = "" if found_by_itself else f" --model-lib {result.library}"
     print_table([
         ("model folder", f"{result.folder} ({folder})"),
