@@ -7,11 +7,20 @@ heads of one key head and leaves an unnormalized output with its maximum and wei
 
 from tvm.script import tirx as T
 
-from .flash import KEY_BLOCK, NO_SCORE, HeadShape, RowState, add_values, score_by_rows, softmax_row, stage_rotated_rows
+from .flash import (
+    KEY_BLOCK,
+    NO_SCORE,
+    HeadShape,
+    RowState,
+    add_values,
+    score_by_rows,
+    softmax_row,
+    stage_rotated_rows,
+)
 from .kv_pages import PAGE_SIZE, PagedKeys, declare_length_info
 from .prefill import Queries, either, load_queries
 from .rope import Rotation
-from .vector import add, constant, copy, exp2, load, log2, reduce, settled, span, splat, store
+from .vector import add, constant, copy, exp2, load, log2, prefetch, reduce, settled, span, splat, store
 
 WORK_ITEMS = 32  # as many as keep the cores of a large machine busy; more would only add to the combining
 
@@ -35,39 +44,49 @@ def _attend_part(shape, rotation, queries: Queries, paged: PagedKeys, offsets, s
     """
     group, unit, dim = shape.group, shape.vectors, shape.head_dim
     query_rows, scores = T.alloc_buffer((group, dim), "float32"), T.alloc_buffer((group, KEY_BLOCK), "float32")
-    key_rows = T.alloc_buffer((KEY_BLOCK, dim), "float32") if rotation else None
     state = RowState.allocate(shape, group)
     state.clear(shape, group)
     load_queries(shape, rotation, queries, sequence, 1, head, query_rows)
     with T.serial(T.ceildiv(T.max(end - begin, 0), KEY_BLOCK)) as block:
         start = T.bind(begin + block * KEY_BLOCK)
         present = settled(T.min(end - start, KEY_BLOCK))
+        # Memory is slower than this code and has to be asked in advance: for values while keys are read, for the keys
+        # that come next while values are read. These are the next block's, or this part's for the next head.
+        more = start + KEY_BLOCK < end
+        next_start = settled(T.Select(more, start + KEY_BLOCK, begin))
+        next_head = settled(T.Select(more, head, T.min(head + 1, shape.num_kv_heads - 1)))
 
-        def stored(first, i):
-            # keys past the end are read from the last one's place; their scores are masked
-            place = paged.index(sequence, settled(T.min(start + first + i, end - 1)), 0, head)
-            return [load(unit, paged.pages, *place[:-1], d) for d in range(0, dim, unit.lanes)]
+        def index(j, which, start=start):
+            return paged.index(sequence, start + j, which, head)
 
-        def staged(first, i):
-            return [T.bind(key_rows[first + i, span(d, unit.lanes)]) for d in range(0, dim, unit.lanes)]
+        def key(j, start=start, present=present):
+            j = settled(T.min(j, present - 1))  # scores of keys past the end are masked later
+            prefetch(paged.pages, index(j, 1), dim)
+            return paged.pages, index(j, 0)
 
         def value(k, d):
-            place = paged.index(sequence, start + k, 1, head)
-            return load(unit, paged.pages, *place[:-1], d)
+            if d == 0:
+                ahead = settled(T.min(next_start + k, end - 1))
+                prefetch(paged.pages, paged.index(sequence, ahead, 0, next_head), dim)
+            return load(unit, paged.pages, *index(k, 1)[:-1], d)
 
-        def rotated():
+        def rotated(start=start, present=present):
+            rows = T.alloc_buffer((KEY_BLOCK, dim), "float32")
             stage_rotated_rows(
                 rotation,
                 unit,
                 present,
-                lambda j: (paged.pages, paged.index(sequence, start + j, 0, head)),
+                lambda j: (paged.pages, index(j, 0)),
                 lambda j: offsets[sequence] + start + j,
-                key_rows,
+                rows,
             )
-            score_by_rows(shape, present, query_rows, staged, scores)
+            score_by_rows(shape, present, query_rows, lambda j: (rows, (j, 0)), scores)
 
         either(
-            rotation, queries.rotary_mode, rotated, lambda: score_by_rows(shape, present, query_rows, stored, scores)
+            rotation,
+            queries.rotary_mode,
+            rotated,
+            lambda present=present: score_by_rows(shape, present, query_rows, key, scores),
         )
         with T.serial(group) as row:
             softmax_row(shape, scores, row, state, row, 0, present)
@@ -85,21 +104,21 @@ def _combine(shape, sequence, parts, outputs, maxima, totals, output, lse):
     key of score NO_SCORE."""
     group, unit, dim = shape.group, shape.vectors, shape.head_dim
     with T.serial(shape.num_kv_heads) as head, T.serial(group) as g:
-        first = T.bind((sequence * shape.num_kv_heads + head) * parts)
+        items = T.bind(sequence * parts * shape.num_kv_heads + head)
         state = T.alloc_buffer((2,), "float32")  # maximum, weight sum
         row = T.alloc_buffer((dim,), "float32")
         T.buffer_store(state, T.float32(NO_SCORE), [0])
         with T.serial(parts) as part:
-            T.buffer_store(state, T.max(state[0], maxima[first + part, g]), [0])
+            T.buffer_store(state, T.max(state[0], maxima[items + part * shape.num_kv_heads, g]), [0])
         T.buffer_store(state, exp2(T.float32(NO_SCORE) - state[0], 1), [1])
         for d in range(0, dim, unit.lanes):
             T.buffer_store(row, constant(0.0, unit.lanes), [span(d, unit.lanes)])
         with T.serial(parts) as part:
-            weight = exp2(maxima[first + part, g] - state[0], 1)
-            T.buffer_store(state, state[1] + weight * totals[first + part, g], [1])
+            weight = exp2(maxima[items + part * shape.num_kv_heads, g] - state[0], 1)
+            T.buffer_store(state, state[1] + weight * totals[items + part * shape.num_kv_heads, g], [1])
             for d in range(0, dim, unit.lanes):
                 place = span(d, unit.lanes)
-                T.buffer_store(row, row[place] + splat(weight, unit.lanes) * outputs[first + part, g, place], [place])
+                T.buffer_store(row, row[place] + splat(weight, unit.lanes) * outputs[items + part * shape.num_kv_heads, g, place], [place])
         inverse = T.bind(splat(T.float32(1) / state[1], unit.lanes))
         for d in range(0, dim, unit.lanes):
             store(unit, output, row[span(d, unit.lanes)] * inverse, sequence, head * group + g, d)
@@ -115,8 +134,9 @@ def decode_paged(shape: HeadShape, rotation: Rotation | None = None, sliding: bo
     dtype = shape.dtype
 
     def work(item, part, parts, queries, paged, offsets, outputs, maxima, totals):
-        sequence, head = settled(item // parts // kv_heads), settled(T.floormod(item // parts, kv_heads))
-        begin = settled(T.floormod(item, parts) * part * KEY_BLOCK)
+        # heads are innermost: a thread's contiguous range of items reads whole pages
+        head, sequence = settled(T.floormod(item, kv_heads)), settled(item // kv_heads // parts)
+        begin = settled(T.floormod(item // kv_heads, parts) * part * KEY_BLOCK)
         end = settled(T.min(paged.length(sequence), begin + part * KEY_BLOCK))
         partial = (outputs, maxima, totals, item)
         _attend_part(shape, rotation, queries, paged, offsets, sequence, head, begin, end, partial)

@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from .rope import Rotation, emit_angles, emit_rotate
-from .vector import Expr, VectorUnit, add, constant, exp2, load, reduce, span, splat, store, sums, transpose
+from .vector import Expr, VectorUnit, add, constant, exchange, exp2, load, reduce, span, splat, store, transpose
 
 KEY_BLOCK = 64
 NO_SCORE = -5e4  # the stock kernels' score of a masked key, and the log-sum-exp of a row that sees no key
@@ -102,23 +102,24 @@ def product(
     `left` yields scalars, `right` vectors of column c (0..columns), `target` a buffer and the index of a vector.
     """
     lanes = unit.lanes
-    sums_ = T.alloc_buffer((rows * columns * lanes,), "float32", scope="local")
-    cells = [(r, c, span((r * columns + c) * lanes, lanes)) for r in range(rows) for c in range(columns)]
-    for r, c, cell in cells:
+    whole = span(0, lanes)
+    # One buffer each: LLVM keeps them in registers, which it could not do for parts of one that TVM had shared.
+    cells = {(r, c): T.alloc_buffer((lanes,), "float32") for r in range(rows) for c in range(columns)}
+    for (r, c), cell in cells.items():
         if rescale is None:
-            T.buffer_store(sums_, constant(0.0, lanes), [cell])
+            T.buffer_store(cell, constant(0.0, lanes), [whole])
         else:
             buffer, index = target(r, c)
             value = buffer[(*index[:-1], span(index[-1], lanes))] * splat(rescale(r), lanes)
-            T.buffer_store(sums_, value, [cell])
+            T.buffer_store(cell, value, [whole])
     with T.serial(depth) as k:
         vectors = [right(k, c) for c in range(columns)]
         factors = [T.bind(splat(left(r, k), lanes)) for r in range(rows)]
-        for r, c, cell in cells:
-            T.buffer_store(sums_, sums_[cell] + factors[r] * vectors[c], [cell])
-    for r, c, cell in cells:
+        for (r, c), cell in cells.items():
+            T.buffer_store(cell, cell[whole] + factors[r] * vectors[c], [whole])
+    for (r, c), cell in cells.items():
         buffer, index = target(r, c)
-        T.buffer_store(buffer, sums_[cell], [*index[:-1], span(index[-1], lanes)])
+        T.buffer_store(buffer, cell[whole], [*index[:-1], span(index[-1], lanes)])
 
 
 def stage_rows(
@@ -178,20 +179,40 @@ def score_by_columns(shape: HeadShape, count: Expr, queries: Any, first_row: Exp
 
 
 def score_by_rows(
-    shape: HeadShape, count: Expr, queries: Any, key: Callable[[Expr, int], Sequence[Expr]], scores: Any
+    shape: HeadShape,
+    count: Expr,
+    queries: Any,
+    key: Callable[[Expr], tuple[Any, Sequence[Expr]]],
+    scores: Any,
 ) -> None:
     """Scores of one group of query heads against at least `count` keys, from keys as they are stored: lanes are
-    dimensions. `key(first, i)` yields the vectors of key first + i."""
+    dimensions, and the sums over lanes are taken for `lanes` keys together. `key(j)` yields buffer and index of key j."""
     unit, lanes = shape.vectors, shape.vectors.lanes
-    with T.serial(T.ceildiv(count, lanes)) as block, T.serial(shape.group) as row:
-        vectors = [T.bind(queries[row, span(d, lanes)]) for d in range(0, shape.head_dim, lanes)]
-        partial = []
-        for i in range(lanes):
-            total = None
-            for query, part in zip(vectors, key(block * lanes, i), strict=True):
-                total = query * part if total is None else total + query * part
-            partial.append(T.bind(total))
-        T.buffer_store(scores, sums(partial, lanes), [row, span(block * lanes, unit.lanes)])
+    parts = range(0, shape.head_dim, lanes)
+    at_once = 3 if unit.registers >= 32 else 1  # rows that share a load and conversion of the key
+
+    def dots(block: Expr, rows: Sequence[int], first: int, keys: int) -> list[Expr]:
+        """For each row, a vector of the sums of `keys` keys: halves are summed before they are joined, which keeps few
+        vectors alive."""
+        if keys == 1:
+            buffer, index = key(block * lanes + first)
+            vectors = [load(unit, buffer, *index[:-1], index[-1] + d) for d in parts]
+            totals = []
+            for row in rows:
+                total = queries[row, span(0, lanes)] * vectors[0]
+                for d, vector in zip(parts[1:], vectors[1:], strict=True):
+                    total = total + queries[row, span(d, lanes)] * vector
+                totals.append(T.bind(total))
+            return totals
+        half = keys // 2
+        low, high = dots(block, rows, first, half), dots(block, rows, first + half, half)
+        return [T.bind(add(*exchange(a, b, lanes, half))) for a, b in zip(low, high, strict=True)]
+
+    with T.serial(T.ceildiv(count, lanes)) as block:
+        for first in range(0, shape.group, at_once):
+            rows = range(first, min(first + at_once, shape.group))
+            for row, total in zip(rows, dots(block, rows, 0, lanes), strict=True):
+                T.buffer_store(scores, total, [row, span(block * lanes, lanes)])
 
 
 def softmax_row(shape: HeadShape, scores: Any, tile_row: Expr, state: RowState, row: Expr, low: Expr, high: Expr) -> None:
@@ -199,7 +220,7 @@ def softmax_row(shape: HeadShape, scores: Any, tile_row: Expr, state: RowState, 
     lanes = shape.vectors.lanes
     low, high = T.bind(splat(low, lanes)), T.bind(splat(high, lanes))
     none, whole = constant(NO_SCORE, lanes), span(0, lanes)
-    peak = T.alloc_buffer((lanes,), "float32", scope="local")
+    peak = T.alloc_buffer((lanes,), "float32")
     T.buffer_store(peak, none, [whole])
     with T.serial(KEY_BLOCK // lanes) as part:
         columns = span(part * lanes, lanes)

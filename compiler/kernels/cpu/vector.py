@@ -38,12 +38,13 @@ def splat(value: Expr, lanes: int) -> Expr:
     return value if lanes == 1 else T.broadcast(value, lanes)
 
 
-def settled(value: Expr) -> Expr:
-    """An int32 value, computed here and opaque to TVM's simplifier: its case analysis of selections and minima, nested
-    through bound variables, takes minutes where these values index buffers. LLVM keeps it in a register."""
-    cell = T.alloc_buffer((1,), "int32", scope="local")
-    T.buffer_store(cell, value, [0])
-    return T.bind(cell[0])
+def settled(value: Expr, dtype: str = "int32", lanes: int = 1) -> Expr:
+    """A value, computed here and opaque to TVM's simplifier: its case analysis of arithmetic nested through bound
+    variables takes minutes for some of these kernels. LLVM keeps the cell in a register (TVM would take one of scope
+    "local" from the heap)."""
+    cell = T.alloc_buffer((lanes,), dtype)
+    T.buffer_store(cell, value, [span(0, lanes)])
+    return T.bind(cell[span(0, lanes)])
 
 
 def constant(value: float, lanes: int, dtype: str = "float32") -> Expr:
@@ -88,13 +89,24 @@ def copy(unit: VectorUnit, target: Any, to: Sequence[Expr], source: Any, at: Seq
         T.buffer_store(target, value, [*to[:-1], span(to[-1] + offset, unit.lanes)])
 
 
+def prefetch(buffer: Any, index: Sequence[Expr], extent: int) -> None:
+    """Ask for `extent` consecutive elements to be brought into the second-level cache. The first level takes fewer
+    requests at a time than memory can serve: asking for it was a third slower where all data came from memory."""
+    line = 32 if str(buffer.dtype) == "float16" else 16  # elements in 64 bytes
+    for offset in range(0, extent, line):
+        place = T.address_of(buffer[(*index[:-1], index[-1] + offset)])
+        read, second_level, data = T.int32(0), T.int32(2), T.int32(1)
+        T.evaluate(T.call_llvm_intrin("llvm.prefetch", place, read, second_level, data, dtype="void"))
+
+
 def _float32_of_half_bits(bits: Expr, lanes: int) -> Expr:
     """Shift exponent and mantissa into place and correct the exponent's bias by a product: exact for subnormals too."""
-    wide = T.bind(T.cast(bits, _typed("int32", lanes)))
+    wide = settled(T.cast(bits, _typed("int32", lanes)), "int32", lanes)
     magnitude = (wide & constant(0x7FFF, lanes, "int32")) << constant(13, lanes, "int32")
     scaled = T.reinterpret(magnitude, dtype=_typed("float32", lanes)) * constant(2.0**112, lanes)
     sign = (wide & constant(0x8000, lanes, "int32")) << constant(16, lanes, "int32")
-    return T.bind(T.reinterpret(T.reinterpret(scaled, dtype=_typed("int32", lanes)) | sign, dtype=_typed("float32", lanes)))
+    joined = T.reinterpret(scaled, dtype=_typed("int32", lanes)) | sign
+    return settled(T.reinterpret(joined, dtype=_typed("float32", lanes)), "float32", lanes)
 
 
 def _half_bits_of_float32(value: Expr, lanes: int) -> Expr:
@@ -103,8 +115,8 @@ def _half_bits_of_float32(value: Expr, lanes: int) -> Expr:
     def integer(number: int) -> Expr:
         return constant(number, lanes, "int32")
 
-    bits = T.bind(T.reinterpret(value, dtype=_typed("int32", lanes)))
-    magnitude = T.bind(bits & integer(0x7FFFFFFF))
+    bits = settled(T.reinterpret(value, dtype=_typed("int32", lanes)), "int32", lanes)
+    magnitude = settled(bits & integer(0x7FFFFFFF), "int32", lanes)
     odd = (magnitude >> integer(13)) & integer(1)
     normal = (magnitude + integer(0xFFF - (112 << 23)) + odd) >> integer(13)
     small = T.reinterpret(magnitude, dtype=_typed("float32", lanes)) + constant(0.5, lanes)
@@ -148,15 +160,6 @@ def transpose(rows: Sequence[Expr], lanes: int) -> list[Expr]:
     return rows
 
 
-def sums(rows: Sequence[Expr], lanes: int) -> Expr:
-    """The sums of `lanes` vectors as one vector: a transposition that adds at every stage."""
-    rows, stride = list(rows), 1
-    while stride < lanes:
-        rows = [T.bind(add(*exchange(a, b, lanes, stride))) for a, b in zip(rows[::2], rows[1::2], strict=True)]
-        stride *= 2
-    return rows[0]
-
-
 # 2^f on [-1/2, 1/2]: least maximum relative error for f's powers 1..6 (2e-9), found by reweighted least squares.
 _EXP2 = (
     0.6931472028553766,
@@ -174,28 +177,29 @@ def exp2(x: Expr, lanes: int) -> Expr:
     Adding 1.5 * 2^23 rounds x to an integer n and leaves n in the low bits of the sum, ready to be shifted into the
     exponent of 2^(x - n). TVM's simplifier would cancel a float sum that is subtracted again: n is read as an integer.
     """
-    x = T.bind(T.max(x, constant(-125.0, lanes)))
-    bits = T.bind(T.reinterpret(x + constant(12582912.0, lanes), dtype=_typed("int32", lanes)))
-    f = T.bind(x - T.cast(bits - constant(0x4B400000, lanes, "int32"), _typed("float32", lanes)))
+    x = settled(T.max(x, constant(-125.0, lanes)), "float32", lanes)
+    bits = settled(T.reinterpret(x + constant(12582912.0, lanes), dtype=_typed("int32", lanes)), "int32", lanes)
+    f = x - T.cast(bits - constant(0x4B400000, lanes, "int32"), _typed("float32", lanes))
+    f = settled(f, "float32", lanes)
     power = constant(_EXP2[-1], lanes)
     for coefficient in (*_EXP2[-2::-1], 1.0):
         power = power * f + constant(coefficient, lanes)
     scaled = T.reinterpret(power, dtype=_typed("int32", lanes)) + (bits << constant(23, lanes, "int32"))
-    return T.bind(T.reinterpret(scaled, dtype=_typed("float32", lanes)))
+    return settled(T.reinterpret(scaled, dtype=_typed("float32", lanes)), "float32", lanes)
 
 
 def log2(x: Expr) -> Expr:
     """log2 of a positive normal scalar: the exponent, plus 2 / ln 2 * atanh((m - 1) / (m + 1)) of the mantissa m."""
-    bits = T.bind(T.reinterpret(x, dtype="int32"))
+    bits = settled(T.reinterpret(x, dtype="int32"))
     # exponent of x / sqrt(1/2), so that m lies in [sqrt(1/2), sqrt(2))
-    exponent = T.bind((bits - tirx.const(0x3F3504F3, "int32")) >> tirx.const(23, "int32"))
-    mantissa = T.bind(T.reinterpret(bits - (exponent << tirx.const(23, "int32")), dtype="float32"))
-    t = T.bind((mantissa - T.float32(1)) / (mantissa + T.float32(1)))
-    square = T.bind(t * t)
+    exponent = settled((bits - tirx.const(0x3F3504F3, "int32")) >> tirx.const(23, "int32"))
+    mantissa = settled(T.reinterpret(bits - (exponent << tirx.const(23, "int32")), dtype="float32"), "float32")
+    t = settled((mantissa - T.float32(1)) / (mantissa + T.float32(1)), "float32")
+    square = settled(t * t, "float32")
     series = T.float32(1 / 11)
     for order in (9, 7, 5, 3, 1):
         series = series * square + T.float32(1 / order)
-    return T.bind(T.cast(exponent, "float32") + t * series * T.float32(2 / math.log(2)))
+    return settled(T.cast(exponent, "float32") + t * series * T.float32(2 / math.log(2)), "float32")
 
 
 def sincos(angle: Expr, lanes: int) -> tuple[Expr, Expr]:
@@ -204,23 +208,26 @@ def sincos(angle: Expr, lanes: int) -> tuple[Expr, Expr]:
     The angle is reduced to [-pi/4, pi/4] in float64, where quadrant * pi/2 is exact enough for millions of turns; the
     polynomials are those of Cephes (sinf.c, cosf.c).
     """
-    wide = T.bind(T.cast(angle, _typed("float64", lanes)))
-    shifted = wide * constant(2 / math.pi, lanes, "float64") + constant(6755399441055744.0, lanes, "float64")
-    quadrant = T.bind(T.cast(T.reinterpret(shifted, dtype=_typed("int64", lanes)), _typed("int32", lanes)))
-    turns = T.cast(quadrant, _typed("float64", lanes))
-    r = T.bind(T.cast(wide - turns * constant(math.pi / 2, lanes, "float64"), _typed("float32", lanes)))
-    z = T.bind(r * r)
-    sine = constant(-1.9515295891e-4, lanes) * z + constant(8.3321608736e-3, lanes)
-    sine = T.bind(r + r * z * (sine * z + constant(-1.6666654611e-1, lanes)))
-    cosine = constant(2.443315711809948e-5, lanes) * z + constant(-1.388731625493765e-3, lanes)
-    cosine = (cosine * z + constant(4.166664568298827e-2, lanes)) * z * z
-    cosine = T.bind(cosine - constant(0.5, lanes) * z + constant(1.0, lanes))
+
+    def single(value: Expr) -> Expr:
+        return settled(value, "float32", lanes)
 
     def bit(value: Expr, mask: int) -> Expr:
         return (value & constant(mask, lanes, "int32")) != constant(0, lanes, "int32")
 
-    odd = bit(quadrant, 1)
-    s, c = T.bind(tirx.Select(odd, cosine, sine)), T.bind(tirx.Select(odd, sine, cosine))
-    zero = constant(0.0, lanes)
-    s = T.bind(tirx.Select(bit(quadrant, 2), zero - s, s))
-    return s, T.bind(tirx.Select(bit(quadrant + constant(1, lanes, "int32"), 2), zero - c, c))
+    wide = settled(T.cast(angle, _typed("float64", lanes)), "float64", lanes)
+    shifted = wide * constant(2 / math.pi, lanes, "float64") + constant(6755399441055744.0, lanes, "float64")
+    quadrant = T.cast(T.reinterpret(shifted, dtype=_typed("int64", lanes)), _typed("int32", lanes))
+    quadrant = settled(quadrant, "int32", lanes)
+    turns = T.cast(quadrant, _typed("float64", lanes))
+    r = single(T.cast(wide - turns * constant(math.pi / 2, lanes, "float64"), _typed("float32", lanes)))
+    z = single(r * r)
+    sine = constant(-1.9515295891e-4, lanes) * z + constant(8.3321608736e-3, lanes)
+    sine = single(r + r * z * (sine * z + constant(-1.6666654611e-1, lanes)))
+    cosine = constant(2.443315711809948e-5, lanes) * z + constant(-1.388731625493765e-3, lanes)
+    cosine = (cosine * z + constant(4.166664568298827e-2, lanes)) * z * z
+    cosine = single(cosine - constant(0.5, lanes) * z + constant(1.0, lanes))
+    odd, zero = bit(quadrant, 1), constant(0.0, lanes)
+    s, c = single(tirx.Select(odd, cosine, sine)), single(tirx.Select(odd, sine, cosine))
+    s = single(tirx.Select(bit(quadrant, 2), zero - s, s))
+    return s, single(tirx.Select(bit(quadrant + constant(1, lanes, "int32"), 2), zero - c, c))
