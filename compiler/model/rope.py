@@ -1,17 +1,20 @@
 """Rotary position embedding: the inverse frequencies of every RoPE type that we compile.
 
-Source: transformers, modeling_rope_utils.py (`ROPE_INIT_FUNCTIONS`); the arithmetic is done in float32 in the same order.
+Source: transformers, modeling_rope_utils.py (`ROPE_INIT_FUNCTIONS`); the arithmetic is done in float32 in the same
+order.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from reprlib import repr as short_repr
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import ModelFileError
+from .architecture import positive_number
 
 Frequencies = tuple[NDArray[np.float32], float]
 
@@ -22,6 +25,15 @@ _REQUIRED = {
     "dynamic": ("factor",),
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
+# Fields that are numbers where they are given.
+_NUMBERS = {
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
 }
 
 
@@ -47,14 +59,17 @@ def parse_rope(config: Mapping[str, Any]) -> RopeParameters:
 
     Raises ModelFileError that names the field, the value and what is supported.
     """
-    scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise ModelFileError(f"rope_scaling = {short_repr(given)}: expected an object")
+    scaling = {name: value for name, value in given.items() if value is not None}
     rope_type = scaling.pop("rope_type", None) or scaling.get("type") or "default"
     scaling.pop("type", None)
-    if rope_type not in _REQUIRED:
-        raise ModelFileError(f"rope_type = {rope_type!r} is not supported: expected one of {', '.join(_REQUIRED)}")
+    if not isinstance(rope_type, str) or rope_type not in _REQUIRED:
+        raise ModelFileError(f"rope_type = {short_repr(rope_type)} is not supported: expected one of {', '.join(_REQUIRED)}")
     theta = scaling.pop("rope_theta", None) or config.get("rope_theta") or config.get("position_embedding_base") or 1e4
     partial = scaling.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor") or 1.0
-    theta, partial = _number("rope_theta", theta), _number("partial_rotary_factor", partial)
+    theta, partial = positive_number("rope_theta", theta), positive_number("partial_rotary_factor", partial)
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     rotary_dim = int(head_dim * partial)
     if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
@@ -64,11 +79,16 @@ def parse_rope(config: Mapping[str, Any]) -> RopeParameters:
         )
     context = config.get("context_window_size") or config.get("max_position_embeddings") or 2048
     original = config.get("max_position_embeddings") or context
-    for field in _REQUIRED[rope_type]:
-        _number(f"rope_scaling's {field}", scaling.get(field))
+    for field in {**dict.fromkeys(_REQUIRED[rope_type]), **dict.fromkeys(scaling.keys() & _NUMBERS)}:
+        positive_number(f"rope_scaling's {field}", scaling.get(field))
+    if rope_type == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
+        raise ModelFileError(f"high_freq_factor = {scaling['high_freq_factor']}: expected more than low_freq_factor, "
+                             f"{scaling['low_freq_factor']}")  # fmt: skip
     if rope_type in ("yarn", "llama3"):
         inner = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
-        scaling["original_max_position_embeddings"] = _number("original_max_position_embeddings", inner or original)
+        scaling["original_max_position_embeddings"] = positive_number(
+            "original_max_position_embeddings", inner or original
+        )
     return RopeParameters(
         theta=theta,
         head_dim=head_dim,
@@ -83,12 +103,6 @@ def inverse_frequencies(rope: RopeParameters) -> Frequencies:
     """The inverse frequencies, float32 `[rotary_dim / 2]`, and the factor that cosines and sines are multiplied by."""
     scaling = rope.scaling or {"rope_type": "default"}
     return _INVERSE_FREQUENCIES[scaling["rope_type"]](rope, scaling)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ModelFileError(f"the model's configuration has {name} = {value!r}: expected a positive number")
-    return value
 
 
 def _periods(theta: float, rotary_dim: int) -> NDArray[np.float32]:

@@ -1,8 +1,9 @@
 # mypy: ignore-errors
 """Decode attention on the CPU: one query of each sequence over its pages; and the merging of two attentions.
 
-One sequence must occupy every core, so its keys are split: each work item attends to a range of key blocks for the query
-heads of one key head and leaves an unnormalized output with its maximum and weight sum; these are combined at the end.
+One sequence must occupy every core, so its keys are split: each work item attends to a range of key blocks for the
+query heads of one key head and leaves an unnormalized output with its maximum and weight sum; these are combined at
+the end.
 """
 
 from tvm.script import tirx as T
@@ -18,7 +19,7 @@ from .flash import (
     stage_rotated_rows,
 )
 from .kv_pages import PAGE_SIZE, PagedKeys, declare_length_info
-from .prefill import Queries, either, load_queries
+from .queries import Queries, either, load_queries
 from .rope import Rotation
 from .vector import add, constant, copy, exp2, load, log2, prefetch, reduce, settled, span, splat, store
 
@@ -50,8 +51,8 @@ def _attend_part(shape, rotation, queries: Queries, paged: PagedKeys, offsets, s
     with T.serial(T.ceildiv(T.max(end - begin, 0), KEY_BLOCK)) as block:
         start = T.bind(begin + block * KEY_BLOCK)
         present = settled(T.min(end - start, KEY_BLOCK))
-        # Memory is slower than this code and has to be asked in advance: for values while keys are read, for the keys
-        # that come next while values are read. These are the next block's, or this part's for the next head.
+        # Memory is slower than this code and has to be asked in advance, while keys are read: for the values, and for
+        # the keys that come next. These are the next block's, or this part's for the next head.
         more = start + KEY_BLOCK < end
         next_start = settled(T.Select(more, start + KEY_BLOCK, begin))
         next_head = settled(T.Select(more, head, T.min(head + 1, shape.num_kv_heads - 1)))
@@ -61,13 +62,12 @@ def _attend_part(shape, rotation, queries: Queries, paged: PagedKeys, offsets, s
 
         def key(j, start=start, present=present):
             j = settled(T.min(j, present - 1))  # scores of keys past the end are masked later
+            ahead = settled(T.min(next_start + j, end - 1))
             prefetch(paged.pages, index(j, 1), dim)
+            prefetch(paged.pages, paged.index(sequence, ahead, 0, next_head), dim)
             return paged.pages, index(j, 0)
 
         def value(k, d):
-            if d == 0:
-                ahead = settled(T.min(next_start + k, end - 1))
-                prefetch(paged.pages, paged.index(sequence, ahead, 0, next_head), dim)
             return load(unit, paged.pages, *index(k, 1)[:-1], d)
 
         def rotated(start=start, present=present):
@@ -90,8 +90,12 @@ def _attend_part(shape, rotation, queries: Queries, paged: PagedKeys, offsets, s
         )
         with T.serial(group) as row:
             softmax_row(shape, scores, row, state, row, 0, present)
-        for row in range(0, group, shape.tile_rows):
-            add_values(shape, min(shape.tile_rows, group - row), present, scores, row, state, row, value)
+        size = -(-group // -(-group // shape.tile_rows))  # rows of a register tile, about the same in each
+        with T.serial(group // size) as tile:
+            add_values(shape, size, present, scores, tile * size, state, tile * size, value)
+        if group % size:
+            rest = group - group % size
+            add_values(shape, group % size, present, scores, rest, state, rest, value)
     outputs, maxima, totals, item = partial
     with T.serial(group) as row:
         copy(unit, outputs, (item, row, 0), state.output, (row, 0), dim)
@@ -104,21 +108,24 @@ def _combine(shape, sequence, parts, outputs, maxima, totals, output, lse):
     key of score NO_SCORE."""
     group, unit, dim = shape.group, shape.vectors, shape.head_dim
     with T.serial(shape.num_kv_heads) as head, T.serial(group) as g:
-        items = T.bind(sequence * parts * shape.num_kv_heads + head)
-        state = T.alloc_buffer((2,), "float32")  # maximum, weight sum
-        row = T.alloc_buffer((dim,), "float32")
+        state, row = T.alloc_buffer((2,), "float32"), T.alloc_buffer((dim,), "float32")  # state: maximum, weight sum
+
+        def item(part, head=head):
+            return (sequence * parts + part) * shape.num_kv_heads + head
+
         T.buffer_store(state, T.float32(NO_SCORE), [0])
         with T.serial(parts) as part:
-            T.buffer_store(state, T.max(state[0], maxima[items + part * shape.num_kv_heads, g]), [0])
+            T.buffer_store(state, T.max(state[0], maxima[item(part), g]), [0])
         T.buffer_store(state, exp2(T.float32(NO_SCORE) - state[0], 1), [1])
         for d in range(0, dim, unit.lanes):
             T.buffer_store(row, constant(0.0, unit.lanes), [span(d, unit.lanes)])
         with T.serial(parts) as part:
-            weight = exp2(maxima[items + part * shape.num_kv_heads, g] - state[0], 1)
-            T.buffer_store(state, state[1] + weight * totals[items + part * shape.num_kv_heads, g], [1])
+            weight = exp2(maxima[item(part), g] - state[0], 1)
+            T.buffer_store(state, state[1] + weight * totals[item(part), g], [1])
             for d in range(0, dim, unit.lanes):
                 place = span(d, unit.lanes)
-                T.buffer_store(row, row[place] + splat(weight, unit.lanes) * outputs[items + part * shape.num_kv_heads, g, place], [place])
+                share = splat(weight, unit.lanes) * outputs[item(part), g, place]
+                T.buffer_store(row, row[place] + share, [place])
         inverse = T.bind(splat(T.float32(1) / state[1], unit.lanes))
         for d in range(0, dim, unit.lanes):
             store(unit, output, row[span(d, unit.lanes)] * inverse, sequence, head * group + g, d)
@@ -197,7 +204,8 @@ def decode_paged(shape: HeadShape, rotation: Rotation | None = None, sliding: bo
 
 
 def merge_state_inplace(shape: HeadShape):
-    """PrimFunc(v [n, q heads, d], lse [n, q heads], other v, other lse): v and lse become attention over both key sets."""
+    """PrimFunc(v [n, q heads, d], lse [n, q heads], other v, other lse): the first two become attention over the keys
+    of both."""
     heads, dim, dtype, unit = shape.num_q_heads, shape.head_dim, shape.dtype, shape.vectors
 
     def token(t, v, lse, v_other, lse_other):
@@ -211,7 +219,9 @@ def merge_state_inplace(shape: HeadShape):
             T.buffer_store(lse, peak + log2(total), [t, h])
 
     @T.prim_func(s_tir=True)
-    def merge_state_inplace(v_handle: T.handle, lse_handle: T.handle, v_other_handle: T.handle, lse_other_handle: T.handle):
+    def merge_state_inplace(
+        v_handle: T.handle, lse_handle: T.handle, v_other_handle: T.handle, lse_other_handle: T.handle
+    ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         n = T.int32()
         v = T.match_buffer(v_handle, (n, heads, dim), dtype)

@@ -1,8 +1,8 @@
 """The parts of attention kernels: staging of keys and values, products in register tiles, the running softmax.
 
-Attention over many keys is done in blocks of `KEY_BLOCK` keys with a running maximum m, a running sum of weights and an
-output that is rescaled whenever m grows (FlashAttention, arXiv:2205.14135). Scores are in units of log2 e, so weights are
-powers of two. A row is one query head of one token; the heads that share a key head are rows of one tile:
+Attention over many keys is done in blocks of `KEY_BLOCK` keys with a running maximum m, a running sum of weights and
+an output that is rescaled whenever m grows (FlashAttention, arXiv:2205.14135). Scores are in units of log2 e, so
+weights are powers of two. A row is one query head of one token; the heads that share a key head are rows of one tile:
 
                      keys of a block (64)                      head_dim
           rows    +------------------------+            +--------------------+
@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from .rope import Rotation, emit_angles, emit_rotate
-from .vector import Expr, VectorUnit, add, constant, exchange, exp2, load, reduce, span, splat, store, transpose
+from .vector import Expr, VectorUnit, add, constant, exchange, exp2, load, reduce, run, span, splat, store, transpose
 
 KEY_BLOCK = 64
 NO_SCORE = -5e4  # the stock kernels' score of a masked key, and the log-sum-exp of a row that sees no key
@@ -110,8 +110,8 @@ def product(
             T.buffer_store(cell, constant(0.0, lanes), [whole])
         else:
             buffer, index = target(r, c)
-            value = buffer[(*index[:-1], span(index[-1], lanes))] * splat(rescale(r), lanes)
-            T.buffer_store(cell, value, [whole])
+            place = run(index, lanes)
+            T.buffer_store(cell, buffer[place] * splat(rescale(r), lanes), [whole])
     with T.serial(depth) as k:
         vectors = [right(k, c) for c in range(columns)]
         factors = [T.bind(splat(left(r, k), lanes)) for r in range(rows)]
@@ -119,7 +119,7 @@ def product(
             T.buffer_store(cell, cell[whole] + factors[r] * vectors[c], [whole])
     for (r, c), cell in cells.items():
         buffer, index = target(r, c)
-        T.buffer_store(buffer, cell[whole], [*index[:-1], span(index[-1], lanes)])
+        T.buffer_store(buffer, cell[whole], run(index, lanes))
 
 
 def stage_rows(
@@ -154,7 +154,7 @@ def stage_rotated_rows(
 
 
 def stage_transposed(unit: VectorUnit, head_dim: int, count: Expr, rows: Any, columns: Any) -> None:
-    """Transpose `rows` `[KEY_BLOCK, head_dim]` into `columns` `[head_dim, KEY_BLOCK]`, a square of vectors at a time."""
+    """Transpose `rows` `[KEY_BLOCK, head_dim]` into `columns` `[head_dim, KEY_BLOCK]`, one square of vectors a turn."""
     lanes = unit.lanes
     with T.serial(T.ceildiv(count, lanes)) as j, T.serial(head_dim // lanes) as d:
         square = [T.bind(rows[j * lanes + i, span(d * lanes, lanes)]) for i in range(lanes)]
@@ -186,12 +186,12 @@ def score_by_rows(
     scores: Any,
 ) -> None:
     """Scores of one group of query heads against at least `count` keys, from keys as they are stored: lanes are
-    dimensions, and the sums over lanes are taken for `lanes` keys together. `key(j)` yields buffer and index of key j."""
-    unit, lanes = shape.vectors, shape.vectors.lanes
+    dimensions, and the sums over lanes are taken for `lanes` keys together. `key(j)`: buffer and index of key j."""
+    unit, lanes, group = shape.vectors, shape.vectors.lanes, shape.group
     parts = range(0, shape.head_dim, lanes)
-    at_once = 3 if unit.registers >= 32 else 1  # rows that share a load and conversion of the key
+    at_once = (4 if group % 4 == 0 else 3) if unit.registers >= 32 else 1  # rows that share a load of the key
 
-    def dots(block: Expr, rows: Sequence[int], first: int, keys: int) -> list[Expr]:
+    def dots(block: Expr, rows: Sequence[Expr], first: int, keys: int) -> list[Expr]:
         """For each row, a vector of the sums of `keys` keys: halves are summed before they are joined, which keeps few
         vectors alive."""
         if keys == 1:
@@ -208,14 +208,21 @@ def score_by_rows(
         low, high = dots(block, rows, first, half), dots(block, rows, first + half, half)
         return [T.bind(add(*exchange(a, b, lanes, half))) for a, b in zip(low, high, strict=True)]
 
+    def score(block: Expr, first: Expr, count: int) -> None:
+        rows = [first + row for row in range(count)]
+        for row, total in zip(rows, dots(block, rows, 0, lanes), strict=True):
+            T.buffer_store(scores, total, [row, span(block * lanes, lanes)])
+
     with T.serial(T.ceildiv(count, lanes)) as block:
-        for first in range(0, shape.group, at_once):
-            rows = range(first, min(first + at_once, shape.group))
-            for row, total in zip(rows, dots(block, rows, 0, lanes), strict=True):
-                T.buffer_store(scores, total, [row, span(block * lanes, lanes)])
+        with T.serial(group // at_once) as chunk:
+            score(block, chunk * at_once, at_once)
+        if group % at_once:
+            score(block, group - group % at_once, group % at_once)
 
 
-def softmax_row(shape: HeadShape, scores: Any, tile_row: Expr, state: RowState, row: Expr, low: Expr, high: Expr) -> None:
+def softmax_row(
+    shape: HeadShape, scores: Any, tile_row: Expr, state: RowState, row: Expr, low: Expr, high: Expr
+) -> None:
     """Turn the scores of a row into weights; only columns low <= column < high of the block are visible to it."""
     lanes = shape.vectors.lanes
     low, high = T.bind(splat(low, lanes)), T.bind(splat(high, lanes))
@@ -247,26 +254,31 @@ def add_values(
     rows: int,
     count: Expr,
     scores: Any,
-    tile_row: int,
+    tile_row: Expr,
     state: RowState,
     row: Expr,
-    value: Callable[[Expr, int], Expr],
+    value: Callable[[Expr, Expr], Expr],
 ) -> None:
     """output[row + r] = rescale * output + weights x values over the first `count` keys of the block.
 
     `value(k, d)` yields the vector of key k that starts at dimension d.
     """
-    unit, vectors = shape.vectors, shape.head_dim // shape.vectors.lanes
-    parts = -(-vectors // shape.tile_columns)
-    bounds = [vectors * part // parts for part in range(parts + 1)]
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    lanes = shape.vectors.lanes
+
+    def columns(first: Expr, width: int) -> None:
         product(
-            unit,
+            shape.vectors,
             rows,
-            last - first,
+            width,
             count,
             lambda r, k: scores[tile_row + r, k],
-            lambda k, c, first=first: value(k, (first + c) * unit.lanes),
-            lambda r, c, first=first: (state.output, (row + r, (first + c) * unit.lanes)),
+            lambda k, c: value(k, (first + c) * lanes),
+            lambda r, c: (state.output, (row + r, (first + c) * lanes)),
             lambda r: state.rescale[row + r],
         )
+
+    vectors, width = shape.head_dim // lanes, shape.tile_columns
+    with T.serial(vectors // width) as tile:
+        columns(tile * width, width)
+    if vectors % width:
+        columns(vectors - vectors % width, vectors % width)

@@ -12,7 +12,6 @@ from tvm.script import tirx as T
 
 from .flash import (
     KEY_BLOCK,
-    LOG2_E,
     HeadShape,
     RowState,
     add_values,
@@ -23,23 +22,11 @@ from .flash import (
     stage_transposed,
 )
 from .kv_pages import PAGE_SIZE, PagedKeys, declare_length_info
-from .rope import Rotation, emit_angles, emit_rotate
-from .vector import Expr, load, log2, settled, span, splat, store
+from .queries import Queries, either, load_queries
+from .rope import Rotation
+from .vector import Expr, log2, settled, span, splat, store
 
 TILE_ROWS = 96  # rows that share one staging of a block of keys: enough to hide it, few enough for the L1 cache
-
-
-@dataclass(frozen=True)
-class Queries:
-    """The buffers and scalars of a batch of queries."""
-
-    q: Expr
-    positions: Expr
-    output: Expr
-    lse: Expr
-    causal: Expr
-    rotary_mode: Expr
-    sm_scale: Expr
 
 
 @dataclass(frozen=True)
@@ -83,41 +70,6 @@ def _find_tile(shape: HeadShape, item, tiles, q_indptr):
             with T.Else():
                 T.buffer_store(left, left[0] - count, [0])
     return settled(sequence[0]), settled(left[0])
-
-
-def either(rotation, rotary_mode, rotated, plain):
-    """Rotation in a kernel exists only where the cache may hold unrotated keys: TVM's sliding window that forgets."""
-    if rotation is None:
-        plain()
-        return
-    with T.If(rotary_mode == 1):
-        with T.Then():
-            rotated()
-        with T.Else():
-            plain()
-
-
-def load_queries(shape, rotation, queries: Queries, first, count, head, rows):
-    """Write the rows `token * group + query head of the group` of `count` tokens from `first` on, scaled."""
-    group, unit = shape.group, shape.vectors
-    scale = T.bind(queries.sm_scale * T.float32(LOG2_E))
-
-    def plain():
-        with T.serial(count) as t, T.serial(group) as g:
-            for d in range(0, shape.head_dim, unit.lanes):
-                vector = load(unit, queries.q, first + t, head * group + g, d)
-                store(unit, rows, vector * splat(scale, unit.lanes), t * group + g, d)
-
-    def rotated():
-        half, lanes = len(rotation.frequencies), rotation.unit(unit).lanes
-        with T.serial(count) as t:
-            cosines, sines = T.alloc_buffer((half,), "float32"), T.alloc_buffer((half,), "float32")
-            emit_angles(rotation, unit, queries.positions[first + t], cosines, sines)
-            with T.serial(group) as g:
-                source, target = (queries.q, (first + t, head * group + g, 0)), (rows, (t * group + g, 0))
-                emit_rotate(rotation, unit, source, target, cosines, sines, lambda vector: vector * splat(scale, lanes))
-
-    either(rotation, queries.rotary_mode, rotated, plain)
 
 
 def _attend_tile(shape, rotation, queries: Queries, keys: Keys, bounds, first, count, head):
@@ -185,8 +137,8 @@ def _store_row(shape, state, row, queries: Queries, index):
 def prefill_ragged(shape: HeadShape, rotation: Rotation | None, window: int | None = None):
     """PrimFunc: attention of new tokens to the new tokens of their sequence.
 
-    q `[n, q heads, d]`, k and v `[m, kv heads, d]`; `q_indptr`, `kv_indptr` `[b + 1]` bound the sequences; a causal query
-    sees the keys up to its own, at most the last `window` of them. Output like q, lse `[n, q heads]` in base 2.
+    q `[n, q heads, d]`, k and v `[m, kv heads, d]`; `q_indptr`, `kv_indptr` `[b + 1]` bound the sequences; a causal
+    query sees the keys up to its own, at most the last `window` of them. Output like q, lse `[n, q heads]` in base 2.
     """
     heads, kv_heads, dim, dtype = shape.num_q_heads, shape.num_kv_heads, shape.head_dim, shape.dtype
 
@@ -258,8 +210,8 @@ def prefill_ragged(shape: HeadShape, rotation: Rotation | None, window: int | No
 def prefill_paged(shape: HeadShape, rotation: Rotation | None = None, window: int | None = None):
     """PrimFunc: attention of new tokens to the pages of their sequence, which do not hold the new tokens yet.
 
-    With a `window` it is the sliding kernel: `length_info` is `[3, b]`, and a causal token t sees only those of the keys
-    that are at most `window - 1` positions before it.
+    With a `window` it is the sliding kernel: `length_info` is `[3, b]`, and a causal token t sees only those of the
+    keys that are at most `window - 1` positions before it.
     """
     heads, kv_heads, dim, dtype = shape.num_q_heads, shape.num_kv_heads, shape.head_dim, shape.dtype
 

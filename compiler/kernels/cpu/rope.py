@@ -73,10 +73,9 @@ def split_rotary(num_q_heads: int, num_kv_heads: int, rotation: Rotation, dtype:
         with T.If(apply_rope > 0):
             with T.Then():
                 emit_angles(rotation, unit, position, cosines, sines)
-            with T.Else():
-                with T.serial(half) as i:
-                    T.buffer_store(cosines, T.float32(1), [i])
-                    T.buffer_store(sines, T.float32(0), [i])
+            with T.Else(), T.serial(half) as i:
+                T.buffer_store(cosines, T.float32(1), [i])
+                T.buffer_store(sines, T.float32(0), [i])
 
     def token(t, qkv, positions, q, k, v, apply_rope):
         cosines, sines = T.alloc_buffer((half,), "float32"), T.alloc_buffer((half,), "float32")

@@ -1,4 +1,5 @@
-"""Vector code for CPU kernels: what a vector unit is, and functions that emit loads, conversions and elementary functions.
+"""Vector code for CPU kernels: what a vector unit is, and functions that emit loads, conversions and elementary
+functions.
 
 The functions run inside a PrimFunc under construction: they take expressions, emit statements into the innermost open
 loop and return expressions. A value that is used more than once is bound to a variable, so that it is computed once.
@@ -33,6 +34,11 @@ def span(start: Expr, lanes: int) -> Expr:
     return start if lanes == 1 else T.ramp(start, 1, lanes)
 
 
+def run(index: Sequence[Expr], lanes: int, offset: int = 0) -> tuple[Expr, ...]:
+    """The index of the `lanes` elements that start `offset` after `index`."""
+    return (*index[:-1], span(index[-1] + offset, lanes))
+
+
 def splat(value: Expr, lanes: int) -> Expr:
     """A vector whose lanes all hold `value`."""
     return value if lanes == 1 else T.broadcast(value, lanes)
@@ -63,7 +69,8 @@ def _typed(dtype: str, lanes: int) -> str:
 
 def load(unit: VectorUnit, buffer: Any, *index: Expr) -> Expr:
     """`unit.lanes` consecutive elements of a float32 or float16 buffer, as float32."""
-    value = buffer[(*index[:-1], span(index[-1], unit.lanes))]
+    place = run(index, unit.lanes)
+    value = buffer[place]
     if str(buffer.dtype) == "float32":
         return T.bind(value)
     if unit.converts_float16:
@@ -79,14 +86,14 @@ def store(unit: VectorUnit, buffer: Any, value: Expr, *index: Expr) -> None:
         else:
             bits = _half_bits_of_float32(value, unit.lanes)
             value = T.reinterpret(bits, dtype=_typed("float16", unit.lanes))
-    T.buffer_store(buffer, value, [*index[:-1], span(index[-1], unit.lanes)])
+    T.buffer_store(buffer, value, run(index, unit.lanes))
 
 
 def copy(unit: VectorUnit, target: Any, to: Sequence[Expr], source: Any, at: Sequence[Expr], extent: int) -> None:
     """Copy `extent` consecutive elements between buffers of one type."""
     for offset in range(0, extent, unit.lanes):
-        value = source[(*at[:-1], span(at[-1] + offset, unit.lanes))]
-        T.buffer_store(target, value, [*to[:-1], span(to[-1] + offset, unit.lanes)])
+        place = run(at, unit.lanes, offset)
+        T.buffer_store(target, source[place], run(to, unit.lanes, offset))
 
 
 def prefetch(buffer: Any, index: Sequence[Expr], extent: int) -> None:
@@ -94,9 +101,10 @@ def prefetch(buffer: Any, index: Sequence[Expr], extent: int) -> None:
     requests at a time than memory can serve: asking for it was a third slower where all data came from memory."""
     line = 32 if str(buffer.dtype) == "float16" else 16  # elements in 64 bytes
     for offset in range(0, extent, line):
-        place = T.address_of(buffer[(*index[:-1], index[-1] + offset)])
+        place = run(index, 1, offset)
         read, second_level, data = T.int32(0), T.int32(2), T.int32(1)
-        T.evaluate(T.call_llvm_intrin("llvm.prefetch", place, read, second_level, data, dtype="void"))
+        address = T.address_of(buffer[place])
+        T.evaluate(T.call_llvm_intrin("llvm.prefetch", address, read, second_level, data, dtype="void"))
 
 
 def _float32_of_half_bits(bits: Expr, lanes: int) -> Expr:
