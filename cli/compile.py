@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..runtime.artifact import cache_home
 from .options import FILE_OR_FOLDER, model_type_option, quantization_option, refuse
 from .output import count, print_json, print_table, size
 from .progress import show_progress
@@ -114,6 +113,8 @@ def plan_rows(plan: "CompilePlan") -> list[tuple[str, str]]:
 
 def print_result(result: "CompileResult") -> None:
     """Print what was built, and what to do next."""
+    from ..runtime.artifact import cache_home
+
     stages = result.stages
     folder = ", ".join(f"{name} {stages[name]}" for name in ("config", "weights") if name in stages) or "as it was"
     kept = (result.folder, result.folder.parent / "libs", cache_home() / "model_lib")
