@@ -53,7 +53,7 @@ def compile_model(options: CompileOptions, progress: Progress = SILENT) -> Compi
     disk full). Whatever ends a stage leaves what was there before.
     """
     checked = check_options(options)
-    require_c_compiler()
+    require_c_compiler(checked.target.host_triple)
     folder = compiled_folder(options.model, weights=False)
     if folder is not None:
         config = compiled_config(folder, checked)

@@ -1,7 +1,5 @@
 """The library stage: a model folder's config -> a `.so` for one target, with its metadata."""
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,11 @@ from ..runtime.errors import EngineError
 from .model.modules import Layers
 from .model.registry import get_architecture
 from .passes.pipeline import pipeline
-from .preflight import require_c_compiler
+from .preflight import require_c_compiler, reserve, workspace
 from .quantization.scheme import get_scheme
 from .target import CompileTarget
+
+_ROOM = 16 << 20  # bytes: object files and library of the largest models take a part of it
 
 
 def build_library(
@@ -34,21 +34,23 @@ def build_library(
     `progress` is called with (steps done, steps in all, what comes next). Raises EngineError without a C compiler
     or when the file cannot be written.
     """
-    compiler = require_c_compiler()
+    compiler = require_c_compiler(target.host_triple)
     report = progress or (lambda done, total, what: None)
-    if debug_dump is not None:
-        debug_dump.mkdir(parents=True, exist_ok=True)
-    report(0, 4, "tracing the model")
-    module, metadata, bounds = _trace(config, target)
-    report(1, 4, "lowering")
-    tvm_target = target.tvm_target()
-    with tvm_target, tvm.transform.PassContext(opt_level=int(opt.removeprefix("O") or 2)):
-        module = pipeline(metadata, bounds, debug_dump)(module)
-        report(2, 4, "generating machine code")
-        executable = relax.build(module, tvm_target, relax_pipeline=None)
-    report(3, 4, "linking")
-    _link(executable, output, compiler)
-    report(4, 4, "done")
+    with workspace(output) as folder:
+        room = folder / "room"
+        reserve(room, _ROOM)
+        report(0, 4, "tracing the model")
+        module, metadata, bounds = _trace(config, target)
+        report(1, 4, "lowering")
+        tvm_target = target.tvm_target()
+        with tvm_target, tvm.transform.PassContext(opt_level=int(opt.removeprefix("O") or 2)):
+            module = pipeline(metadata, bounds, debug_dump)(module)
+            report(2, 4, "generating machine code")
+            executable = relax.build(module, tvm_target, relax_pipeline=None)
+        report(3, 4, "linking")
+        room.unlink()
+        _link(executable, folder, output, compiler)
+        report(4, 4, "done")
     return metadata
 
 
@@ -97,17 +99,23 @@ def _metadata(config: ChatConfig, model_config: Any, layers: Layers, target: Com
     )
 
 
-def _link(executable: Any, output: Path, compiler: str) -> None:
-    """Link into a temporary file beside `output` and move it into place."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".so", dir=output.parent)
-    os.close(handle)
+def _link(executable: Any, folder: Path, output: Path, compiler: str) -> None:
+    """Link in the workspace `folder` and move the library into place."""
+    linked = folder / "library.so"
+    options = ["-Wl,-s", "-Wl,--build-id=none"]  # no names of temporary files, no id: the same input, the same bytes
     try:
-        # no symbol names of temporary files and no build id: the same input gives the same bytes
-        executable.export_library(temporary, options=["-Wl,-s", "-Wl,--build-id=none"], cc=compiler)
-        Path(temporary).chmod(0o755)
-        Path(temporary).replace(output)
-    except (OSError, RuntimeError) as error:
-        raise EngineError(f"{output} could not be written: {str(error).strip().splitlines()[-1]}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        executable.export_library(str(linked), options=options, cc=compiler, workspace_dir=str(folder))
+    except RuntimeError as error:
+        raise EngineError(f"{output} could not be linked by {compiler} ({_linker_says(str(error))}): "
+                          "$CC names another compiler") from error  # fmt: skip
+    linked.chmod(0o755)
+    linked.replace(output)
+
+
+def _linker_says(message: str) -> str:
+    """The line of TVM's report of a failed command that says why."""
+    output = message.partition("Compilation error:")[2].partition("Command line:")[0]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return next(
+        (line for line in lines if "error" in line or "failed" in line), lines[-1] if lines else "no reason given"
+    )

@@ -3,26 +3,35 @@
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..runtime.errors import EngineError
+from .target.cpu import native_triple
 
 # The order in which tvm.support.cc looks for one; $CXX and $CC come first.
 _COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
+_WORKSPACE = ".tmp-"
 
 
-def require_c_compiler() -> str:
-    """The compiler that links model libraries. Raises EngineError where there is none."""
+def require_c_compiler(host_triple: str) -> str:
+    """The compiler that links model libraries for a host. Raises EngineError where there is none."""
     for variable in ("CXX", "CC"):
         if command := os.environ.get(variable):
             if shutil.which(command) is None:
                 raise EngineError(f"${variable} is {command!r}, and there is no such program: unset it or correct it")
             return command
-    for name in _COMPILERS:
+    foreign = host_triple.split("-")[0] != native_triple().split("-")[0]
+    for name in (f"{host_triple}-g++", f"{host_triple}-gcc") if foreign else _COMPILERS:
         if path := shutil.which(name):
             return path
+    if foreign:
+        raise EngineError(
+            f"no C compiler found for {host_triple}: {host_triple}-gcc on PATH is needed to link a library for it, "
+            "or another one that $CC names"
+        )
     raise EngineError(
         "no C compiler found: cc, gcc or clang on PATH is needed to link the model library: install one "
         "(Debian and Ubuntu: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install)"
@@ -31,11 +40,40 @@ def require_c_compiler() -> str:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an OSError while `path` is being written into one line. Raises EngineError."""
+    """Turn an OSError while `path` is being written into one line that names it. Raises EngineError."""
     try:
         yield
     except OSError as error:
-        where = error.filename or path
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise EngineError(f"{where}: disk full: make room, or choose another place with -o") from None
-        raise EngineError(f"{where}: cannot be written: {error.strerror or error}") from None
+            raise EngineError(f"{path}: disk full: make room, or choose another place with -o") from None
+        # a parent that is a file: mkdir says of it that it exists
+        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror or error
+        raise EngineError(f"{path} cannot be written: {reason}: choose another place with -o") from None
+
+
+@contextmanager
+def workspace(output: Path) -> Iterator[Path]:
+    """A hidden folder beside `output`, gone after the block, for what is written until `output` is whole."""
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}{_WORKSPACE}") as folder:
+        yield Path(folder)
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove the workspaces of `output` that killed processes left; the caller holds its lock."""
+    for left in output.parent.iterdir():
+        if left.name.startswith(f".{output.name}{_WORKSPACE}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def reserve(path: Path, nbytes: int) -> None:
+    """Make `path` a file of `nbytes` whose blocks are allocated. Raises OSError where the disk has no room for them.
+
+    LLVM ends the whole process when it cannot write, so the room is made sure of before it writes.
+    """
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, nbytes)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise

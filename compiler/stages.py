@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtime.artifact import CHAT_CONFIG_NAME, TENSOR_CACHE_NAME, ChatConfig, model_hash
+from ..runtime.errors import EngineError, ModelFileError
 from ..runtime.locks import locked
 from . import stamps
 from .chat_config import make_chat_config
-from .preflight import explained, require_c_compiler
+from .preflight import explained, remove_leftovers, require_c_compiler
 from .progress import steps
 from .source.source import write_file
 from .stamps import STAMP_NAME
@@ -34,17 +35,19 @@ def writing(folder: Path, progress: "Progress") -> "Iterator[None]":
     with ExitStack() as stack:
         with explained(folder):
             if not folder.exists():
+                missing = [folder, *(parent for parent in folder.parents if not parent.exists())]
                 folder.mkdir(parents=True, exist_ok=True)
-                stack.callback(_remove_if_empty, folder)
+                stack.callback(_remove_if_empty, missing)
             stack.enter_context(locked(folder / LOCK_NAME, folder, progress.note))
             for left in folder.glob(f"{_STAGING_PREFIX}*"):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
         yield
 
 
-def _remove_if_empty(folder: Path) -> None:
+def _remove_if_empty(folders: list[Path]) -> None:
     with suppress(OSError):
-        folder.rmdir()
+        for folder in folders:
+            folder.rmdir()
 
 
 def build_folder(
@@ -126,18 +129,23 @@ def _stage_config(
     model: "OpenModel", scheme: "Scheme", staging: Path, conv_template: str | None, progress: "Progress"
 ) -> list[str]:
     """Write tokenizer files and configuration to the staging folder; the tokenizer files' names."""
-    names = model.source.write_tokenizer(staging)
-    config = make_chat_config(
-        model.source,
-        model.model_type,
-        model.config,
-        scheme.name,
-        staging,
-        names,
-        conv_template=conv_template,
-        progress=progress,
-    )
-    write_file(staging / CHAT_CONFIG_NAME, config.to_json().encode())
+    try:
+        names = model.source.write_tokenizer(staging)
+        config = make_chat_config(
+            model.source,
+            model.model_type,
+            model.config,
+            scheme.name,
+            staging,
+            names,
+            conv_template=conv_template,
+            progress=progress,
+        )
+        write_file(staging / CHAT_CONFIG_NAME, config.to_json().encode())
+    except ModelFileError as error:  # of a copy that is about to vanish: name the model's own file
+        raise ModelFileError(str(error).replace(str(staging), model.source.name)) from None
+    except EngineError as error:
+        raise EngineError(str(error).replace(str(staging), str(staging.parent))) from None
     return names
 
 
@@ -183,6 +191,9 @@ def build_library_file(
     """Compile the library of a configuration, unless `output` is just that. Returns "built" or "up to date"."""
     key = library_key(config, target, opt)
     stamp_path = output.with_name(f".{output.name}.json")
+    if debug_dump is not None:
+        with explained(debug_dump):
+            debug_dump.mkdir(parents=True, exist_ok=True)
     with explained(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         with locked(output.with_name(f".{output.name}.lock"), output, progress.note):
@@ -191,7 +202,8 @@ def build_library_file(
             if current and not force and debug_dump is None:
                 progress.skip("library", "up to date")
                 return "up to date"
-            require_c_compiler()
+            require_c_compiler(target.host_triple)
+            remove_leftovers(output)
             progress.stage("library", _LIBRARY_STEPS)
             from .library import build_library
 

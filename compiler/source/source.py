@@ -10,8 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...runtime.errors import EngineError
 from ...runtime.hub import Progress as Progress
+from ..preflight import explained
+
+# What a clone without Git LFS has in place of a large file begins so.
+LFS_START = b"version https://git-lfs"
+LFS_HINT = "is a Git LFS pointer and not the file itself: run `git lfs pull` in its folder"
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a whole file or none of it. Raises EngineError in one line when the disk refuses."""
-    try:
+    with explained(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -65,5 +69,3 @@ def write_file(path: Path, data: bytes) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise EngineError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -53,7 +53,8 @@ def host_flags() -> set[str] | None:
     return None
 
 
-def _native_triple() -> str:
+def native_triple() -> str:
+    """LLVM's triple of this machine."""
     machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
     return f"{machine}-apple-darwin" if platform.system() == "Darwin" else f"{machine}-linux-gnu"
 
@@ -66,7 +67,7 @@ def cpu_target(processor: str = "native", host: str = "auto") -> CompileTarget:
     import tvm
     from tvm.target import codegen
 
-    native = _native_triple()
+    native = native_triple()
     triple = native if host == "auto" else host
     if processor == "native":
         if triple.split("-")[0] != native.split("-")[0]:
