@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import Any, Literal
 
 from ..runtime.artifact import ChatConfig
@@ -24,9 +25,9 @@ _FORMATS_BY_TOKENS = {
 PLAIN = "plain"
 # Sampling defaults: field -> lowest, highest, whether the lowest itself is allowed
 _SAMPLING = {
-    "temperature": (0.0, 100.0, True),
+    "temperature": (0.0, 2.0, True),
     "top_p": (0.0, 1.0, False),
-    "repetition_penalty": (0.0, 100.0, False),
+    "repetition_penalty": (0.01, 2.0, True),
     "presence_penalty": (-2.0, 2.0, True),
     "frequency_penalty": (-2.0, 2.0, True),
 }
@@ -51,11 +52,11 @@ def make_chat_config(
     architecture = config.to_dict()
     published = {**source.config, **source.generation_config}  # the latter wins, as in transformers
     tokenizer = read_tokenizer_json(folder)
-    bos = _token_ids("bos_token_id", published.get("bos_token_id"), config.vocab_size)
-    eos = _token_ids("eos_token_id", published.get("eos_token_id"), config.vocab_size)
+    bos = _token_ids(source.name, "bos_token_id", published.get("bos_token_id"), config.vocab_size)
+    eos = _token_ids(source.name, "eos_token_id", published.get("eos_token_id"), config.vocab_size)
     pad = published.get("pad_token_id")
     template, prompt_format = _prompt(source.name, folder, tokenizer, conv_template, progress)
-    sampling = {name: _sampling_default(name, published.get(name)) for name in _SAMPLING}
+    sampling = {name: _sampling_default(source.name, name, published.get(name)) for name in _SAMPLING}
     fields = {
         "model_type": model_type,
         "quantization": quantization,
@@ -78,7 +79,7 @@ def make_chat_config(
     return ChatConfig.model_validate(fields)
 
 
-def _sampling_default(name: str, value: Any) -> float | None:
+def _sampling_default(source: str, name: str, value: Any) -> float | None:
     """A sampling default of generation_config.json, None where it is absent. Raises ModelFileError out of range."""
     if value is None:
         return None
@@ -86,16 +87,16 @@ def _sampling_default(name: str, value: Any) -> float | None:
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if not (low <= number <= high) or (number == low and not inclusive):
         wanted = f"a number in {'[' if inclusive else '('}{low:g}, {high:g}]"
-        raise ModelFileError(f"generation_config.json has {name} = {value!r}: expected {wanted}")
+        raise ModelFileError(f"{source}'s configuration: {name} = {short_repr(value)}: expected {wanted}")
     return number
 
 
-def _token_ids(name: str, value: Any, vocab_size: int) -> list[int]:
+def _token_ids(source: str, name: str, value: Any, vocab_size: int) -> list[int]:
     """One id, several or none, as Hugging Face writes them. Raises ModelFileError for what is no token id."""
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for index in ids:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < vocab_size:
-            raise ModelFileError(f"the model's configuration has {name} = {value!r}: "
+            raise ModelFileError(f"{source}'s configuration: {name} = {short_repr(value)}: "
                                  f"expected token ids in 0..{vocab_size - 1}")  # fmt: skip
     return list(dict.fromkeys(ids))
 
@@ -109,7 +110,7 @@ def _prompt(
     try:
         chat_template = load_jinja_template(folder)
     except ConversationError as error:
-        raise ModelFileError(f"{name}: {error}: name another with --conv-template") from None
+        raise ModelFileError(f"{str(error).removesuffix('.')}: name another with --conv-template") from None
     if chat_template is not None:
         # The object is for MLC's runtime alone: the same format where the library has it, else the nearest one.
         nearest = guess_conv_template(chat_template) or _name_by_tokens(name, tokenizer)

@@ -1,14 +1,15 @@
 """What a compilation starts from: an opened source with its architecture, or the config of a compiled folder."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runtime.artifact import ChatConfig, load_chat_config
+from ..runtime.artifact import CHAT_CONFIG_NAME, ChatConfig, load_chat_config
 from ..runtime.errors import ModelFileError, UsageError
 from .model.architecture import Architecture, ModelConfig, Weight
-from .model.registry import get_architecture
+from .model.registry import check_supported, get_architecture
 from .options import CheckedOptions
 from .overrides import check_applied
 from .progress import Progress, downloads
@@ -31,12 +32,20 @@ class OpenModel:
 
 def open_model(model: str, model_type: str, overrides: Mapping[str, int], progress: Progress) -> OpenModel:
     """Open MODEL, downloading it where it is a name. Raises ModelFileError, UsageError."""
+    if model_type != "auto":
+        check_supported(model_type)
     source = open_source(model, progress=downloads(progress))
-    named = source.config.get("model_type") if model_type == "auto" else model_type
-    if not isinstance(named, str):
-        raise ModelFileError(f"{source.name}: config.json has model_type = {named!r}: name it with --model-type")
-    architecture = get_architecture(named)
-    return OpenModel(source, named, architecture, read_config(architecture, source.config, overrides))
+    with _about(f"{source.name}'s configuration"):
+        named = source.config.get("model_type") if model_type == "auto" else model_type
+        if not isinstance(named, str):
+            raise ModelFileError(f"model_type = {named!r:.80}: name it with --model-type")
+        quantized = source.config.get("quantization_config")
+        if quantized:
+            method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+            raise ModelFileError(f"its weights are quantized already (quant_method = {method!r:.80}): "
+                                 "compile the original weights")  # fmt: skip
+        architecture = get_architecture(named)
+        return OpenModel(source, named, architecture, read_config(architecture, source.config, overrides))
 
 
 def read_config(architecture: Architecture, published: Mapping[str, Any], overrides: Mapping[str, int]) -> ModelConfig:
@@ -46,12 +55,22 @@ def read_config(architecture: Architecture, published: Mapping[str, Any], overri
     return config
 
 
+@contextmanager
+def _about(what: str) -> Iterator[None]:
+    """Errors of the block say what they are about."""
+    try:
+        yield
+    except ModelFileError as error:
+        raise ModelFileError(f"{what}: {error}") from None
+
+
 def folder_config(folder: Path, overrides: Mapping[str, int]) -> ChatConfig:
     """The configuration of a compiled folder, with overrides in it. Raises ModelFileError, UsageError."""
     config = load_chat_config(folder)
+    with _about(str(folder / CHAT_CONFIG_NAME)):
+        architecture = read_config(get_architecture(config.model_type), config.architecture, overrides)
     if not overrides:
         return config
-    architecture = read_config(get_architecture(config.model_type), config.architecture, overrides)
     sizes = ("context_window_size", "sliding_window_size", "prefill_chunk_size", "attention_sink_size")
     changed = {name: getattr(architecture, name) for name in sizes}
     return config.model_copy(update={"architecture": architecture.to_dict(), **changed})

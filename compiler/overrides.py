@@ -62,8 +62,8 @@ def _pairs(text: str, flag: str, known: Mapping[str, object]) -> list[tuple[str,
             raise UsageError(f"{flag} {item!r} has no value: expected key=value;key=value")
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"{flag} {key!r} is unknown{hint} Known: {', '.join(known)}")
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UsageError(f"{flag} {key!r:.80} is unknown: {hint}known are {', '.join(known)}")
         if key in pairs:
             raise UsageError(f"{flag} gives {key} twice: {pairs[key]} and {value}")
         pairs[key] = value

@@ -1,7 +1,9 @@
 """What a model architecture brings: a config, the table of its weights and its modules."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from reprlib import repr as short_repr
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ...runtime.errors import ModelFileError
@@ -65,7 +67,7 @@ def require(config: Mapping[str, Any], name: str, *alternatives: str) -> Any:
     for key in (name, *alternatives):
         if config.get(key) is not None:
             return config[key]
-    raise ModelFileError(f"the model's configuration has no {name!r}: expected it in config.json")
+    raise ModelFileError(f"{name} is missing")
 
 
 def positive_int(config: Mapping[str, Any], name: str, default: int | None = None, *, limit: int = 1 << 24) -> int:
@@ -74,5 +76,26 @@ def positive_int(config: Mapping[str, Any], name: str, default: int | None = Non
     if value is None:
         value = require(config, name) if default is None else default
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
-        raise ModelFileError(f"the model's configuration has {name} = {value!r}: expected an integer in 1..{limit}")
+        raise ModelFileError(f"{name} = {short_repr(value)}: expected an integer in 1..{limit}")
     return value
+
+
+def positive_number(name: str, value: Any) -> float:
+    """`value` of the config field `name`, if it is a number above 0. Raises ModelFileError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ModelFileError(f"{name} = {short_repr(value)}: expected a positive number")
+    return value
+
+
+def switch(config: Mapping[str, Any], name: str) -> bool:
+    """A config field that must be true or false; absent is false. Raises ModelFileError."""
+    value = config.get(name)
+    if not isinstance(value, bool | None):
+        raise ModelFileError(f"{name} = {short_repr(value)}: expected true or false")
+    return bool(value)
+
+
+def size_or_off(config: Mapping[str, Any], name: str, *alternatives: str) -> int:
+    """A size that can be turned off: null, 0 and -1 are all -1. Raises ModelFileError."""
+    key = next((key for key in (name, *alternatives) if key in config), name)
+    return -1 if config.get(key) in (None, 0, -1) else positive_int(config, key)

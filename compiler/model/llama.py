@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from reprlib import repr as short_repr
 from typing import Any
 
 from tvm import tirx
@@ -21,7 +22,10 @@ from .architecture import (
     Architecture,
     Weight,
     positive_int,
+    positive_number,
     require,
+    size_or_off,
+    switch,
 )
 from .causal_lm import CausalLM
 from .modules import Layers
@@ -63,35 +67,37 @@ class LlamaConfig:
         key_value_heads = positive_int(config, "num_key_value_heads", heads)
         if heads % key_value_heads:
             raise ModelFileError(
-                f"num_attention_heads = {heads} is not a multiple of num_key_value_heads = {key_value_heads}"
+                f"num_attention_heads = {heads}: expected a multiple of num_key_value_heads, {key_value_heads}"
             )
         if config.get("hidden_act", "silu") not in ("silu", "swish"):
-            raise ModelFileError(f"hidden_act = {config['hidden_act']!r} is not supported for llama: expected 'silu'")
+            seen = short_repr(config["hidden_act"])
+            raise ModelFileError(f"hidden_act = {seen} is not supported for llama: expected 'silu'")
         positions = positive_int(config, "max_position_embeddings", config.get("context_window_size"))
-        window = config.get("sliding_window_size", config.get("sliding_window")) or -1
+        window = size_or_off(config, "sliding_window_size", "sliding_window")
         if config.get("use_sliding_window") is False:
             window = -1
         context = positive_int(config, "context_window_size", positions)
-        rope = parse_rope(dict(config))
+        head_dim = positive_int(config, "head_dim", hidden_size // heads)
+        rope = parse_rope({**config, "head_dim": head_dim})
         return LlamaConfig(
             hidden_size=hidden_size,
             intermediate_size=positive_int(config, "intermediate_size"),
             num_attention_heads=heads,
             num_hidden_layers=positive_int(config, "num_hidden_layers", limit=10_000),
-            rms_norm_eps=float(require(config, "rms_norm_eps")),
+            rms_norm_eps=float(positive_number("rms_norm_eps", require(config, "rms_norm_eps"))),
             vocab_size=positive_int(config, "vocab_size"),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            tie_word_embeddings=switch(config, "tie_word_embeddings"),
             position_embedding_base=rope.theta,
             rope_scaling=rope.scaling,
             max_position_embeddings=positions,
             context_window_size=context,
             sliding_window_size=window,
-            attention_sink_size=config.get("attention_sink_size") or -1,
+            attention_sink_size=size_or_off(config, "attention_sink_size"),
             prefill_chunk_size=min(positive_int(config, "prefill_chunk_size", DEFAULT_PREFILL_CHUNK_SIZE), context),
             num_key_value_heads=key_value_heads,
-            head_dim=positive_int(config, "head_dim", hidden_size // heads),
-            attention_bias=bool(config.get("attention_bias", False)),
-            mlp_bias=bool(config.get("mlp_bias", False)),
+            head_dim=head_dim,
+            attention_bias=switch(config, "attention_bias"),
+            mlp_bias=switch(config, "mlp_bias"),
             max_batch_size=positive_int(config, "max_batch_size", DEFAULT_MAX_BATCH_SIZE),
         )
 

@@ -27,14 +27,9 @@ _REQUIRED = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
 }
 # Fields that are numbers where they are given.
-_NUMBERS = {
-    "original_max_position_embeddings",
-    "beta_fast",
-    "beta_slow",
-    "attention_factor",
-    "mscale",
-    "mscale_all_dim",
-}
+_NUMBERS = frozenset(
+    ("original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,8 @@ def parse_rope(config: Mapping[str, Any]) -> RopeParameters:
     rope_type = scaling.pop("rope_type", None) or scaling.get("type") or "default"
     scaling.pop("type", None)
     if not isinstance(rope_type, str) or rope_type not in _REQUIRED:
-        raise ModelFileError(f"rope_type = {short_repr(rope_type)} is not supported: expected one of {', '.join(_REQUIRED)}")
+        seen = short_repr(rope_type)
+        raise ModelFileError(f"rope_type = {seen} is not supported: expected one of {', '.join(_REQUIRED)}")
     theta = scaling.pop("rope_theta", None) or config.get("rope_theta") or config.get("position_embedding_base") or 1e4
     partial = scaling.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor") or 1.0
     theta, partial = positive_number("rope_theta", theta), positive_number("partial_rotary_factor", partial)

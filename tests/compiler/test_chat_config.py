@@ -135,7 +135,7 @@ def test_overrides_change_the_sizes(llama_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
-        ("generation_config.json", {"temperature": -1}, r"temperature = -1: expected a number in \[0, 100\]"),
+        ("generation_config.json", {"temperature": -1}, r"temperature = -1: expected a number in \[0, 2\]"),
         ("generation_config.json", {"temperature": "hot"}, r"temperature = 'hot'"),
         ("generation_config.json", {"top_p": 0}, r"top_p = 0: expected a number in \(0, 1\]"),
         ("generation_config.json", {"eos_token_id": [257, 9999]}, r"eos_token_id = \[257, 9999\].*0\.\.271"),
