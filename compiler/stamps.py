@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.artifact import load_tensor_cache
+from ..runtime.checksums import Shard, verify_shards
 from ..runtime.errors import ModelFileError
 from .source.source import write_file
 
@@ -65,12 +66,19 @@ def files_present(folder: Path, names: Any) -> bool:
 
 
 def weights_present(folder: Path) -> bool:
-    """Whether the folder has an index and all of its shards in their full size."""
+    """Whether the folder has an index and all of its shards, undamaged."""
     try:
-        _, cache = load_tensor_cache(folder)
-        return all((folder / shard.dataPath).stat().st_size == shard.nbytes for shard in cache.records)
+        index, cache = load_tensor_cache(folder)
+        shards = []
+        for record in cache.records:
+            status = (folder / record.dataPath).stat()
+            if status.st_size != record.nbytes:
+                return False
+            shards.append(Shard(folder / record.dataPath, status.st_size, status.st_mtime_ns, record.md5sum))
+        verify_shards(index, shards)
     except (ModelFileError, OSError):
         return False
+    return True
 
 
 def file_digest(path: Path) -> str | None:

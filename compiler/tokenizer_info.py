@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from ..runtime.artifact import TokenizerInfo, read_json
 from ..runtime.errors import ModelFileError
 
@@ -22,6 +24,11 @@ def read_tokenizer_json(folder: Path) -> dict[str, Any] | None:
     content = read_json(path, "tokenizer")
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise ModelFileError(f"{path} has no object 'model': expected a tokenizer of the tokenizers library")
+    try:
+        tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more specific
+        raise ModelFileError(f"{path} is not a usable tokenizer ({' '.join(str(error).split())}): "
+                             "fetch the file again") from None  # fmt: skip
     return content
 
 

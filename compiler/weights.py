@@ -117,7 +117,10 @@ def _check_shapes(source: Source, weight: Weight) -> None:
     shapes = []
     for name in weight.sources:
         if name not in source.tensors:
-            raise ModelFileError(f"{source.name}: tensor {name} is missing: {weight.name} is made of it")
+            raise ModelFileError(
+                f"{source.name}: tensor {name} is missing: {weight.name} is made of it: the files are "
+                "incomplete, or belong to another configuration"
+            )
         shapes.append(tuple(source.tensors[name].shape))
     if weight.transform is not None:
         return  # the shape is known once it has run
@@ -129,7 +132,7 @@ def _check_shapes(source: Source, weight: Weight) -> None:
 
 def _at_rest(source: Source, weight: Weight, scheme: Scheme) -> Iterator[Array]:
     """The arrays that are written for one weight, in the order of `scheme.stored`."""
-    parts = [_encode(name, part, weight, scheme) for name, part in _parts(source, weight)]
+    parts = [_encode(f"{source.name}: tensor {name}", part, weight, scheme) for name, part in _parts(source, weight)]
     for pieces in zip(*parts, strict=True):
         axis = 1 if scheme.is_transposed(weight.kind) else 0  # codes and scales [inputs, outputs]: outputs are joined
         yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=axis)
@@ -201,5 +204,5 @@ def _not_finite(name: str, tensor: Array, dtype: str) -> ModelFileError:
         finite = np.isfinite(tensor).all()
     if finite:
         advice = "use q4f32_1, or q4bf16_1 where the model was trained in bfloat16"
-        return ModelFileError(f"tensor {name} has values beyond the range of {dtype}: {advice}")
-    return ModelFileError(f"tensor {name} has NaN or infinite values: its file is damaged, download it again")
+        return ModelFileError(f"{name} has values beyond the range of {dtype}: {advice}")
+    return ModelFileError(f"{name} has NaN or infinite values: its file is damaged, download it again")

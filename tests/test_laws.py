@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "cli": ("serve", "compiler", "runtime", "templates"),
     "serve": ("runtime", "templates"),
     "compiler": (
-        *(f"runtime.{name}" for name in ("artifact", "errors", "hub", "locks", "policy", "published")),
+        *(f"runtime.{name}" for name in ("artifact", "checksums", "errors", "hub", "locks", "policy", "published")),
         "templates",
     ),
     "runtime": ("templates",),

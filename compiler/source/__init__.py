@@ -56,8 +56,12 @@ def _open_file(path: Path) -> Source:
         starts_as_gguf = file.read(len(MAGIC)) == MAGIC
     if path.suffix.lower() == ".gguf" or starts_as_gguf:
         return GGUFSource(path)
-    hint = f": name its folder, {path.parent}" if path.suffix == ".safetensors" else f": expected {_FORMS}"
-    raise UsageError(f"{path} is not a model{hint}")
+    hint = f"expected {_FORMS}"
+    if path.suffix == ".safetensors":
+        hint = f"name its folder, {path.parent}"
+    elif path.suffix == ".so":
+        hint = "name the model's folder, and a library with --model-lib"
+    raise UsageError(f"{path} is not a model: {hint}")
 
 
 def _unknown(model: str, path: Path, names: list[str]) -> str:

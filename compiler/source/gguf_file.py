@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ...runtime.errors import ModelFileError
+from .source import LFS_HINT, LFS_START
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -233,6 +234,8 @@ def open_gguf(path: Path) -> GGUFFile:
 
 def _check_start(reader: _Reader) -> None:
     magic = reader.take(4, "the magic number")
+    if magic == LFS_START[: len(magic)]:
+        raise ModelFileError(f"{reader.path} {LFS_HINT}")
     if magic != MAGIC:
         raise ModelFileError(f"{reader.path} is not a GGUF file: it starts with {magic!r}, not {MAGIC!r}")
     version = reader.scalar("I", "the version")

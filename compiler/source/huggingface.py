@@ -73,6 +73,8 @@ def _read_object(path: Path, what: str) -> dict[str, Any]:
             )
         if gguf := sorted(path.parent.glob("*.gguf")):
             raise ModelFileError(f"{path.parent} has no {CONFIG_NAME} but GGUF files: name one of them, as {gguf[0]}")
+        raise ModelFileError(f"{path.parent} has no {CONFIG_NAME}: expected the folder of a Hugging Face model, or a "
+                             f"compiled one ({CHAT_CONFIG_NAME})")  # fmt: skip
     value = read_json(path, what)
     if not isinstance(value, dict):
         raise ModelFileError(f"{path} holds a {type(value).__name__}; a {what} is a JSON object")

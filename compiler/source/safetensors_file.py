@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from ...runtime.errors import ModelFileError
-from .source import TensorSpec
+from .source import LFS_HINT, LFS_START, TensorSpec
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 8
@@ -97,6 +97,8 @@ def read_header(path: Path) -> list[StoredTensor]:
 def _parse_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     """The JSON header as a dict and the offset of the first tensor byte."""
     prefix = file.read(8)
+    if prefix == LFS_START[:8]:
+        raise ModelFileError(f"{path} {LFS_HINT}")
     if len(prefix) < 8:
         raise ModelFileError(f"{path} has {size} bytes: too short for a safetensors file (it is empty or truncated)")
     length = int.from_bytes(prefix, "little")

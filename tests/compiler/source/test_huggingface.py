@@ -114,7 +114,7 @@ def test_older_tokenizer_files_are_enough(names: list[str], folder: Path, tmp_pa
 
 def test_a_folder_without_config(folder: Path) -> None:
     (folder / "config.json").unlink()
-    assert "config.json is missing: expected a Hugging Face model configuration" in complaint(folder)
+    assert "has no config.json: expected the folder of a Hugging Face model, or a compiled one" in complaint(folder)
     (folder / "x.gguf").touch()
     assert "GGUF files: name one of them" in complaint(folder)
     (folder / "mlc-chat-config.json").touch()
