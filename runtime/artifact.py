@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -236,9 +237,14 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints, as `field: message`."""
+    """The first of pydantic's complaints: the field, the value seen, the value wanted."""
     problem = error.errors()[0]
-    return f"{'.'.join(str(part) for part in problem['loc']) or 'top level'}: {problem['msg']}"
+    field = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{field} is missing"
+    if not field:
+        return f"it holds a {type(problem['input']).__name__}: expected a JSON object"
+    return f"{field} = {short_repr(problem['input'])}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
 def load_chat_config(folder: Path) -> ChatConfig:

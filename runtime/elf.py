@@ -39,7 +39,9 @@ def read_shared_library(path: Path) -> SharedLibrary:
     except FileNotFoundError:
         raise ModelFileError(f"{path} is missing: expected a model library (.so)") from None
     except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise ModelFileError(
+            f"{path} cannot be read: {error.strerror or error}: expected a model library (.so)"
+        ) from None
     if kind != _SHARED_OBJECT:
         raise ModelFileError(f"{path} is not a model library: it is an ELF file, but not a shared object (.so)")
     complete = (

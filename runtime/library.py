@@ -22,6 +22,7 @@ FUNCTIONS = (
     "batch_verify",
     "create_tir_paged_kv_cache",
 )  # fmt: skip
+MODEL_FOLDER = "<model folder>"  # stands in a refusal for the folder, which a library does not know
 _CPU = (1, 0)  # DLPack's kDLCPU, device 0
 _POOLED_ALLOCATOR = 2
 
@@ -77,7 +78,7 @@ def read_metadata(path: Path) -> LibraryMetadata:
 
 
 def _recompile() -> str:
-    return "run `mlc compile <model folder> --device cpu`"
+    return f"run `mlc compile {MODEL_FOLDER} --device cpu`"
 
 
 def _load(path: Path) -> tuple[Any, Any]:
@@ -141,7 +142,7 @@ def _check_processor(path: Path, metadata: LibraryMetadata) -> None:
     missing = sorted(set(metadata.cpu_features) - cpu_features())
     if missing:
         raise ModelFileError(
-            f"{path} was compiled for a CPU with {' '.join(sorted(metadata.cpu_features))}; "
+            f"{path} was compiled for {metadata.target.get('mcpu', 'another CPU')}; "
             f"this CPU lacks {' '.join(missing)}: {_recompile()}"
         )
 

@@ -1,14 +1,16 @@
 """Where a model's folder and its library are; downloading a folder, and compiling a library, that is missing."""
 
+import shlex
 import sys
 from pathlib import Path
 
 from ..runtime.artifact import CHAT_CONFIG_NAME, FOLDER_SUFFIX, ChatConfig, cached_library, library_name
 from ..runtime.errors import ModelFileError
 from ..runtime.hub import Progress, is_address
-from ..runtime.library import Library
+from ..runtime.library import MODEL_FOLDER, Library
 from ..runtime.policy import jit_policy
 from ..runtime.published import fetch_published
+from ..runtime.weights import WeightStore
 
 DIST = Path("dist")
 
@@ -45,7 +47,10 @@ def open_library(folder: Path, config: ChatConfig, device: str, model_lib: str |
     may not be compiled, and what the compiler raises.
     """
     if model_lib is not None:
-        return Library.load(Path(model_lib).expanduser(), config=config)
+        try:
+            return Library.load(Path(model_lib).expanduser(), config=config)
+        except ModelFileError as error:
+            raise ModelFileError(str(error).replace(MODEL_FOLDER, shlex.quote(str(folder)))) from None
     policy = jit_policy()
     places = _places(folder, config, device)
     reason, output = f"{folder} has no library for {device}", _output(places)
@@ -79,6 +84,7 @@ def _output(places: list[Path]) -> Path:
 def _compile(
     folder: Path, config: ChatConfig, device: str, output: Path, reason: str, *, force: bool = False
 ) -> Library:
+    WeightStore(folder).close()  # what is wrong with the weights shows now, and not after the compilation
     print(f"{reason}: compiling {output}", file=sys.stderr, flush=True)
     from ..compiler.compile import compile_library
 

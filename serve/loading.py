@@ -55,7 +55,9 @@ def load_text(folder: Path, config: ChatConfig) -> tuple[Tokenizer, Template]:
     try:
         template = load_template(folder, conv_template=config.conv_template, prompt_format=config.prompt_format)
     except ConversationError as error:
-        raise ModelFileError(str(error)) from None
+        advice = "compile the model again with --conv-template NAME"
+        line = str(error).removesuffix(".")
+        raise ModelFileError(line if line.endswith(advice) else f"{line}: {advice}") from None
     return tokenizer, template
 
 

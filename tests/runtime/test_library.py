@@ -142,8 +142,10 @@ def test_versions_fit_by_their_generation(
 def test_a_processor_without_the_instructions(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library_module, "cpu_features", lambda: frozenset({"fma", "avx2"}))
     load(cpu_features=["avx2"])
-    line = refusal(load, cpu_features=["fma", "avx512_vnni", "avx512f"])
-    assert "was compiled for a CPU with avx512_vnni avx512f fma; this CPU lacks avx512_vnni avx512f: run" in line
+    features = ["fma", "avx512_vnni", "avx512f"]
+    assert "was compiled for another CPU; this CPU lacks" in refusal(load, cpu_features=features, target={})
+    line = refusal(load, cpu_features=features, target={"kind": "llvm", "mcpu": "znver4"})
+    assert "was compiled for znver4; this CPU lacks avx512_vnni avx512f: run" in line
     monkeypatch.setattr(library_module, "cpu_features", frozenset)  # where the kernel tells nothing
     load(cpu_features=["avx512_vnni"])
 
@@ -154,7 +156,7 @@ def test_a_missing_function_is_named(load: Load, name: str) -> None:
 
 
 def test_metadata_that_are_not_ours(load: Load) -> None:
-    assert "its metadata is not ours (model_type: Field required)" in refusal(load, raw="{}")
+    assert "its metadata is not ours (model_type is missing)" in refusal(load, raw="{}")
     assert "x.so is not a model library (Expecting value" in refusal(load, raw="no JSON")
 
 

@@ -151,7 +151,7 @@ def test_source_weights_are_no_compiled_model(hub: Hub, fetch: Fetch) -> None:
         ({"tensor-cache.json": json.dumps({"records": [shard(0)[1] | {"dataPath": "../x"}]}).encode(), "../x": b"x"},
          "HF://org/tiny has no file '../x', which tensor-cache.json names as a weight shard"),
         ({"tensor-cache.json": b"{"}, "is not valid JSON"),
-        ({"mlc-chat-config.json": b"{}"}, "mlc-chat-config.json: model_type: Field required"),
+        ({"mlc-chat-config.json": b"{}"}, "mlc-chat-config.json: model_type is missing"),
     ],
 )  # fmt: skip
 def test_a_repository_that_is_no_whole_model_gets_one_line(

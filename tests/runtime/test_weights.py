@@ -290,8 +290,8 @@ def overlap(index: Index) -> None:
         (repeat_shard, "params_shard_0.bin is listed twice"),
         (overlap, "overlaps"),
         (lambda index: index.update(records=[]), "lists 0 tensors in 0 shards"),
-        (lambda index: index.update(records="x"), "records: Input should be a valid list"),
-        (lambda index: index.pop("records"), "records: Field required"),
+        (lambda index: index.update(records="x"), "records = 'x': input should be a valid list"),
+        (lambda index: index.pop("records"), "records is missing"),
     ],
 )
 def test_a_wrong_index_is_one_line_that_says_where(folder: Path, change: Callable[[Index], Any], words: str) -> None:
