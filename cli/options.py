@@ -15,7 +15,17 @@ QUANTIZATIONS = (
     "q4f16_0", "q4f16_1", "q4f16_2", "q4bf16_0", "q4bf16_1", "q4f32_1",
 )  # fmt: skip
 
-FILE_OR_FOLDER = click.Path(path_type=Path)
+
+class _Place(click.Path):
+    """A path that may not be there yet; an empty one, as an unset variable of a shell gives, is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty: name a file or a folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE_OR_FOLDER = _Place(path_type=Path)
 
 
 def quantization_option(*, required: bool = False, default: str = "") -> Callable[[Function], Function]:

@@ -66,6 +66,10 @@ def choose_limits(mode: Mode, config: EngineConfig, metadata: LibraryMetadata, f
 def _wanted(mode: str, config: EngineConfig, metadata: LibraryMetadata) -> tuple[int, int, int]:
     """Sequences, tokens in all, and tokens of one sequence, as far as memory allows."""
     most = metadata.max_batch_size
+    for name in ("max_num_sequence", "max_total_sequence_length"):
+        value = getattr(config, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UsageError(f"{name} is {value!r:.80}: expected a whole number")
     presets = {"local": min(_LOCAL_SEQUENCES, most), "interactive": 1, "server": most}
     if mode not in presets:
         raise UsageError(f"mode is {mode!r}: expected one of {', '.join(presets)}")

@@ -1,9 +1,11 @@
 """`MLCEngine`: chat completions in Python."""
 
+import os
 from collections.abc import Iterator
+from reprlib import repr as short_repr
 from types import TracebackType
 
-from ..runtime.errors import EngineError
+from ..runtime.errors import EngineError, UsageError
 from .chat import Chat
 from .completion import complete
 from .config import EngineConfig, Mode
@@ -23,10 +25,10 @@ class MLCEngine:
 
     def __init__(
         self,
-        model: str,
+        model: str | os.PathLike[str],
         device: str = "auto",
         *,
-        model_lib: str | None = None,
+        model_lib: str | os.PathLike[str] | None = None,
         mode: Mode = "local",
         engine_config: EngineConfig | None = None,
     ) -> None:
@@ -40,7 +42,11 @@ class MLCEngine:
 
         Raises UsageError, ModelFileError, EngineError.
         """
-        self._model: LoadedModel | None = load_model(model, device, model_lib, mode, engine_config or EngineConfig())
+        config = EngineConfig() if engine_config is None else engine_config
+        if not isinstance(config, EngineConfig):
+            raise UsageError(f"engine_config is of type {type(config).__name__}: expected an EngineConfig")
+        library = None if model_lib is None else _path("model_lib", model_lib)
+        self._model: LoadedModel | None = load_model(_path("model", model), device, library, mode, config)
         self.chat = Chat(self._answer)
 
     @property
@@ -76,3 +82,12 @@ class MLCEngine:
             if chunk is None:
                 return
             yield chunk
+
+
+def _path(name: str, value: object) -> str:
+    """A path as text. Raises UsageError for what is none."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{name} is {short_repr(value)}: expected a path or a name")
+    return value
