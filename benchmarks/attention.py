@@ -57,8 +57,7 @@ def main() -> None:
     from mlc_llm.compiler.target import resolve_target
 
     target = resolve_target(arguments.device)
-    converts = target.lanes == 16 or "f16c" in target.cpu_features or target.host_triple.startswith("aarch64")
-    unit = VectorUnit(target.lanes, target.vector_registers, converts)
+    unit = VectorUnit(target.lanes, target.vector_registers, target.converts_float16)
     shape = HeadShape(HEADS, KV_HEADS, DIM, arguments.dtype, unit)
     kernels = {"decode": decode_paged(shape), "prefill": prefill_ragged(shape, None)}
     module = tvm.IRModule({name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()})

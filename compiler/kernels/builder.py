@@ -43,8 +43,9 @@ def kernel(name: str, **attributes: object) -> Iterator[Kernel]:
 
 
 def local(count: int = 16, dtype: str = "float32"):
-    """A buffer small enough to live in a vector register (TVM keeps less than 1 KB on the stack)."""
-    return T.alloc_buffer((count,), dtype, scope="local")
+    """A buffer that lives in a vector register. TVM keeps less than 1 KB on the stack in its default scope; in the scope
+    "local" it would be allocated by a call."""
+    return T.alloc_buffer((count,), dtype)
 
 
 def load(buffer, count: int = 16):

@@ -13,27 +13,21 @@ from tvm.relax.frontend.nn.llm.kv_cache import AttnKind, PagedKVCache, RopeMode
 
 from ...runtime.errors import UsageError
 from ..model.rope import RopeParameters
+from ..target.target import CompileTarget
 from .cache_kernels import CacheKernels, CacheShape, LayerKind
 
 __all__ = ["PagedKVCache", "create_paged_kv_cache"]
 
 
-def _llvm_kernels(cache: CacheShape, target: tvm.target.Target, lanes: int) -> CacheKernels:
+def _cpu_kernels(cache: CacheShape, target: CompileTarget) -> CacheKernels:
     from .cpu.attention import cache_kernels
     from .cpu.vector import VectorUnit
 
-    features = tvm.target.codegen.llvm_get_cpu_features(target)
-    arm = any(name in features for name in ("neon", "fp-armv8"))
-    unit = VectorUnit(
-        lanes=lanes,
-        registers=32 if arm or lanes >= 16 else 16,
-        converts_float16=arm or any(name in features for name in ("f16c", "avx512f")),
-    )
-    return cache_kernels(cache, unit)
+    return cache_kernels(cache, VectorUnit(target.lanes, target.vector_registers, target.converts_float16))
 
 
-# How the kernels of a cache are made, by the target's kind.
-_KERNELS: dict[str, Callable[[CacheShape, tvm.target.Target, int], CacheKernels]] = {"llvm": _llvm_kernels}
+# How the kernels of a cache are made, by the kind of TVM's target.
+_KERNELS: dict[str, Callable[[CacheShape, CompileTarget], CacheKernels]] = {"llvm": _cpu_kernels}
 
 
 def create_paged_kv_cache(
@@ -49,8 +43,7 @@ def create_paged_kv_cache(
     head_dim: int,
     rope: RopeParameters,
     dtype: str,
-    target: tvm.target.Target,
-    lanes: int,
+    target: CompileTarget,
     layer_kinds: Sequence[LayerKind] | None = None,
     layer_sliding_window_size: int = 1024,
     name: str = "paged_kv_cache",
@@ -62,8 +55,9 @@ def create_paged_kv_cache(
     the window's start, as in StreamingLLM). A layer of kind "mha_sliding" keeps everything but sees only the last
     `layer_sliding_window_size` keys, as transformers defines `sliding_window`; with such layers the former is off.
     """
-    if target.kind.name not in _KERNELS:
-        raise UsageError(f"no attention kernels for target {target.kind.name!r}: expected one of {', '.join(_KERNELS)}")
+    kind = target.attributes["kind"]
+    if kind not in _KERNELS:
+        raise UsageError(f"no attention kernels for target {kind!r}: expected one of {', '.join(_KERNELS)}")
     kinds = list(layer_kinds or ["mha"] * num_hidden_layers)
     slides = "mha_sliding" in kinds
     cache = CacheShape(
@@ -78,7 +72,7 @@ def create_paged_kv_cache(
     )
     if "mha" not in kinds:
         kinds.append("mha")  # belongs to no layer: the runtime allocates its q, k, v buffers only if it finds the kind
-    kernels = _KERNELS[target.kind.name](cache, target, lanes)
+    kernels = _KERNELS[kind](cache, target)
     builder = relax.BlockBuilder.current()
     functions = {
         field.name: builder.add_func(_named(getattr(kernels, field.name), field.name), field.name)

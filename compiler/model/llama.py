@@ -249,8 +249,7 @@ class LlamaForCausalLM(CausalLM):
             head_dim=config.head_dim,
             rope=config.rope,
             dtype=self.layers.kv_dtype,
-            target=self.layers.target.tvm_target(),
-            lanes=self.layers.target.lanes,
+            target=self.layers.target,
             layer_kinds=["mha_sliding"] * config.num_hidden_layers if sliding else None,
             layer_sliding_window_size=config.sliding_window_size if sliding else 1024,
         )

@@ -21,7 +21,9 @@ def test_there_are_examples() -> None:
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
-def test_example_prints_what_it_promises(code: str, scripted: Callable[..., MLCEngine], capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_prints_what_it_promises(
+    code: str, scripted: Callable[..., MLCEngine], capsys: pytest.CaptureFixture[str]
+) -> None:
     scripted("an answer")
     exec(compile(code, "example", "exec"), {})
     printed = capsys.readouterr().out

@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..builder import kernel, splat
-from .vector import _float32_of_half_bits as float32_of_half_bits
+from .vector import float32_of_half_bits
 
 TILE = 16  # rows of a tile: one AVX-512 vector, two of AVX2, four of NEON or SSE
 TILE_MULTIPLE = 2  # kernels may take two tiles at a time

@@ -75,7 +75,7 @@ def load(unit: VectorUnit, buffer: Any, *index: Expr) -> Expr:
         return T.bind(value)
     if unit.converts_float16:
         return T.bind(T.cast(value, _typed("float32", unit.lanes)))
-    return _float32_of_half_bits(T.reinterpret(value, dtype=_typed("uint16", unit.lanes)), unit.lanes)
+    return float32_of_half_bits(T.reinterpret(value, dtype=_typed("uint16", unit.lanes)), unit.lanes)
 
 
 def store(unit: VectorUnit, buffer: Any, value: Expr, *index: Expr) -> None:
@@ -107,7 +107,7 @@ def prefetch(buffer: Any, index: Sequence[Expr], extent: int) -> None:
         T.evaluate(T.call_llvm_intrin("llvm.prefetch", address, read, second_level, data, dtype="void"))
 
 
-def _float32_of_half_bits(bits: Expr, lanes: int) -> Expr:
+def float32_of_half_bits(bits: Expr, lanes: int) -> Expr:
     """Shift exponent and mantissa into place and correct the exponent's bias by a product: exact for subnormals too."""
     wide = settled(T.cast(bits, _typed("int32", lanes)), "int32", lanes)
     magnitude = (wide & constant(0x7FFF, lanes, "int32")) << constant(13, lanes, "int32")

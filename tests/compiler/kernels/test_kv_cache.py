@@ -1,6 +1,7 @@
 """TVM's paged KV cache with our kernels, driven as the runtime drives it, against attention over plain lists."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,20 +14,20 @@ from tvm.runtime import ShapeTuple
 
 from mlc_llm.compiler.kernels.kv_cache import PagedKVCache, create_paged_kv_cache
 from mlc_llm.compiler.model.rope import inverse_frequencies, parse_rope
+from mlc_llm.compiler.target import CompileTarget, resolve_target
 from mlc_llm.runtime.errors import UsageError
 
 Array = np.ndarray[Any, Any]
 LAYERS, HEADS, KV_HEADS, DIM = 2, 6, 2, 32
 FUSED = HEADS + 2 * KV_HEADS
 ROPE = parse_rope({"rope_theta": 1e5, "head_dim": DIM, "max_position_embeddings": 8192})
-LANES = {"x86-64-v4": 16, "x86-64-v3": 8, "x86-64": 4}
 
 
 class Attention(nn.Module):
     """`LAYERS` attention layers that each get q, k, v of their own: all that a cache sees of a model."""
 
-    def __init__(self, dtype: str, target: tvm.target.Target, lanes: int, kinds: Sequence[Any] | None, window: int):
-        self.settings = {"dtype": dtype, "target": target, "lanes": lanes, "layer_kinds": kinds}
+    def __init__(self, dtype: str, target: CompileTarget, kinds: Sequence[Any] | None, window: int):
+        self.settings = {"dtype": dtype, "target": target, "layer_kinds": kinds}
         self.window = window
 
     def attend(self, qkv: nn.Tensor, cache: PagedKVCache) -> Any:
@@ -58,15 +59,15 @@ class Attention(nn.Module):
 
 @cache
 def build(processor: str, dtype: str, kinds: tuple[Any, ...] | None = None, window: int = 1024) -> Any:
-    target = tvm.target.Target({"kind": "llvm", "mcpu": processor, "num-cores": 2})
+    target = resolve_target(f"cpu:{processor}")
     qkv = nn.spec.Tensor([LAYERS, "batch", "tokens", FUSED, DIM], dtype)
     plain = {"param_mode": "none", "effect_mode": "none"}
     spec = {
         "attend": {"qkv": qkv, "cache": nn.spec.Object(object_type=PagedKVCache), "$": plain},
         "create": {**dict.fromkeys("abcde", int), "$": plain},
     }
-    module, _ = Attention(dtype, target, LANES[processor], kinds, window).export_tvm(spec=spec)
-    return relax.build(module, target)
+    module, _ = Attention(dtype, target, kinds, window).export_tvm(spec=spec)
+    return relax.build(module, target.tvm_target())
 
 
 class Driver:
@@ -230,6 +231,6 @@ def test_keys_are_stored_rotated_and_can_be_read_back(widest: str) -> None:
 
 
 def test_a_target_without_kernels_is_named() -> None:
-    target = tvm.target.Target("c")
+    target = replace(resolve_target("cpu"), attributes={"kind": "c"})
     with pytest.raises(UsageError, match="no attention kernels for target 'c': expected one of llvm"):
-        Attention("float32", target, 4, None, 1024).create(*(tirx.Var(name, "int64") for name in "abcde"))
+        Attention("float32", target, None, 1024).create(*(tirx.Var(name, "int64") for name in "abcde"))
