@@ -43,8 +43,8 @@ def kernel(name: str, **attributes: object) -> Iterator[Kernel]:
 
 
 def local(count: int = 16, dtype: str = "float32"):
-    """A buffer that lives in a vector register. TVM keeps less than 1 KB on the stack in its default scope; in the scope
-    "local" it would be allocated by a call."""
+    """A buffer that lives in a vector register: TVM keeps less than 1 KB on the stack in its default scope, while the
+    scope "local" means a call that allocates."""
     return T.alloc_buffer((count,), dtype)
 
 

@@ -72,7 +72,7 @@ class Layers:
         return parameter
 
     def tiled(self, stored: ParamMetadata, rows: int, units: int, dtype: str, *, transposed: bool) -> nn.Parameter:
-        """A parameter [tiles, units, 16] of `dtype`. The stored matrix is [rows, units]; [units, rows] if transposed."""
+        """A parameter [tiles, units, 16] of a stored matrix [rows, units], which is [units, rows] if transposed."""
         source_dtype = storage_dtype(stored.dtype)
         name = f"tile_{'kn' if transposed else 'nk'}_{source_dtype}_{rows}x{units}"
         if name not in self.preprocs:
