@@ -13,7 +13,7 @@ from ..runtime.errors import EngineError
 from .model.modules import Layers
 from .model.registry import get_architecture
 from .passes.pipeline import pipeline
-from .preflight import require_c_compiler, reserve, workspace
+from .preflight import explained, require_c_compiler, reserve, workspace
 from .quantization.scheme import get_scheme
 from .target import CompileTarget
 
@@ -38,7 +38,8 @@ def build_library(
     report = progress or (lambda done, total, what: None)
     with workspace(output) as folder:
         room = folder / "room"
-        reserve(room, _ROOM)
+        with explained(output, f"linking takes {_ROOM >> 20} MiB"):
+            reserve(room, _ROOM)
         report(0, 4, "tracing the model")
         module, metadata, bounds = _trace(config, target)
         report(1, 4, "lowering")
@@ -117,5 +118,5 @@ def _linker_says(message: str) -> str:
     output = message.partition("Compilation error:")[2].partition("Command line:")[0]
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return next(
-        (line for line in lines if "error" in line or "failed" in line), lines[-1] if lines else "no reason given"
+        (line for line in lines if "error" in line or "failed" in line), lines[-1] if lines else "it gave no reason"
     )

@@ -39,13 +39,17 @@ def require_c_compiler(host_triple: str) -> str:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn an OSError while `path` is being written into one line that names it. Raises EngineError."""
+def explained(path: Path, needs: str = "") -> Iterator[None]:
+    """Turn an OSError while `path` is being written into one line that names it, and what it `needs` of the disk.
+
+    Raises EngineError.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise EngineError(f"{path}: disk full: make room, or choose another place with -o") from None
+            full = f"disk full: {needs}" if needs else "disk full"
+            raise EngineError(f"{path}: {full}: make room, or choose another place with -o") from None
         # a parent that is a file: mkdir says of it that it exists
         reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror or error
         raise EngineError(f"{path} cannot be written: {reason}: choose another place with -o") from None

@@ -169,7 +169,9 @@ class ShardWriter:
                     f"{self.folder}: disk full: the weights take {need} bytes, {_free_bytes(self.folder)} are free: "
                     "make room or choose another folder with -o"
                 ) from None
-            raise EngineError(f"{self.folder}: cannot write weights: {error.strerror or error}") from None
+            raise EngineError(
+                f"{self.folder}: cannot write weights: {error.strerror or error}: choose another folder with -o"
+            ) from None
 
 
 def _free_bytes(folder: Path) -> int:

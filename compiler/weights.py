@@ -127,7 +127,10 @@ def _check_shapes(source: Source, weight: Weight) -> None:
     joined = (sum(shape[0] for shape in shapes if shape), *shapes[0][1:])
     if any(shape[1:] != joined[1:] or not shape for shape in shapes) or joined != weight.shape:
         given = ", ".join(f"{name} {list(shape)}" for name, shape in zip(weight.sources, shapes, strict=True))
-        raise ModelFileError(f"{source.name}: wrong shape: {given}: expected {list(weight.shape)} for {weight.name}")
+        raise ModelFileError(
+            f"{source.name}: wrong shape: {given}: expected {list(weight.shape)} for {weight.name}: "
+            "the files belong to another configuration"
+        )
 
 
 def _at_rest(source: Source, weight: Weight, scheme: Scheme) -> Iterator[Array]:

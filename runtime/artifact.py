@@ -262,6 +262,6 @@ def load_tensor_cache(folder: Path) -> tuple[Path, TensorCache]:
     if not path.exists() and (folder / TENSOR_CACHE_OLD_NAME).exists():
         path = folder / TENSOR_CACHE_OLD_NAME
     try:
-        return path, TensorCache.model_validate(read_json(path, "weight index"))
+        return path, TensorCache.model_validate(read_json(path, "weight index (compile or download the model again)"))
     except ValidationError as error:
         raise ModelFileError(f"{path}: {first_problem(error)}") from None

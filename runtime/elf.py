@@ -52,5 +52,5 @@ def read_shared_library(path: Path) -> SharedLibrary:
         and all(offset + length <= size for _, _, offset, _, _, length, _, _ in _SEGMENT.iter_unpack(table))
     )
     if not complete:
-        raise ModelFileError(f"{path} is damaged: {size} bytes are less than its header promises")
+        raise ModelFileError(f"{path} is damaged: {size} bytes are less than its header promises: compile it again")
     return SharedLibrary(architecture=MACHINES.get(machine, f"machine {machine}"))

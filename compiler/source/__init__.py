@@ -11,7 +11,7 @@ from .source import Progress, Source, TensorSpec
 
 __all__ = ["Progress", "Source", "TensorSpec", "open_source"]
 
-_FORMS = "a Hugging Face folder, its config.json, a .gguf file, HF://org/name or a built-in name"
+_FORMS = "a Hugging Face or compiled folder, its config.json, a .gguf file, HF://org/name or a built-in name"
 _MAX_SIBLINGS = 1000  # of a folder's entries, compared with a name that does not exist
 
 

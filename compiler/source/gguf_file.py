@@ -149,9 +149,8 @@ class _Reader:
         self.path, self.file, self.size, self.position = path, file, size, 0
 
     def fail(self, problem: str) -> ModelFileError:
-        return ModelFileError(
-            f"{self.path} is damaged or truncated: {problem} (at byte {self.position} of {self.size})"
-        )
+        where = f"at byte {self.position} of {self.size}"
+        return ModelFileError(f"{self.path} is damaged or truncated: {problem} ({where}): download it again")
 
     def take(self, count: int, what: str) -> bytes:
         if count > self.size - self.position:
@@ -294,7 +293,8 @@ def _place_tensors(
         end = start + record.nbytes
         if end > reader.size:
             raise ModelFileError(
-                f"{label} would end at byte {end} but the file has {reader.size}: it is truncated or its offsets lie"
+                f"{label} would end at byte {end} but the file has {reader.size}: it is truncated or its offsets lie: "
+                "download it again"
             )
         tensors[record.name] = GGUFTensor(record.name, record.shape, record.type_id, start, record.nbytes)
     if not tensors:

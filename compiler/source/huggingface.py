@@ -93,7 +93,8 @@ def _find_shards(folder: Path) -> tuple[list[Path], dict[str, str]]:
     shards = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     if not shards:
         raise ModelFileError(
-            f"{folder} has no *.safetensors{_what_else(folder)}: only safetensors and GGUF are read (no pickle)"
+            f"{folder} has no *.safetensors{_what_else(folder)}: only safetensors and GGUF are read (no pickle): "
+            "save the model again with transformers' save_pretrained"
         )
     for path in shards:
         if (match := _SHARD_NAME.fullmatch(path.name)) is None:
@@ -101,7 +102,7 @@ def _find_shards(folder: Path) -> tuple[list[Path], dict[str, str]]:
         for number in range(1, int(match["count"]) + 1):
             sibling = f"{match['stem']}-{number:05d}-of-{match['count']}.safetensors"
             if not (folder / sibling).exists():
-                raise ModelFileError(f"{folder} lacks {sibling}, which {path.name} says there is")
+                raise ModelFileError(f"{folder} lacks {sibling}, which {path.name} says there is: download it")
     return shards, {}
 
 
@@ -117,7 +118,7 @@ def _shards_of_index(path: Path) -> tuple[list[Path], dict[str, str]]:
     names = sorted({_checked_name(path, name) for name in weight_map.values()})
     for name in names:
         if not (path.parent / name).exists():
-            raise ModelFileError(f"{path.parent} lacks {name}, which {path.name} names: download it again")
+            raise ModelFileError(f"{path.parent} lacks {name}, which {path.name} names: download it")
     return [path.parent / name for name in names], weight_map
 
 

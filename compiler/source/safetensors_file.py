@@ -100,14 +100,17 @@ def _parse_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any]
     if prefix == LFS_START[:8]:
         raise ModelFileError(f"{path} {LFS_HINT}")
     if len(prefix) < 8:
-        raise ModelFileError(f"{path} has {size} bytes: too short for a safetensors file (it is empty or truncated)")
+        raise ModelFileError(f"{path} has {size} bytes: too short for a safetensors file: download it again")
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER_BYTES:
         raise ModelFileError(
-            f"{path} is not a safetensors file: its header would have {length} bytes, the limit is {MAX_HEADER_BYTES}"
+            f"{path} is not a safetensors file: its header would have {length} bytes, the limit is {MAX_HEADER_BYTES}: "
+            "download it again"
         )
     if 8 + length > size:
-        raise ModelFileError(f"{path} is truncated: its header needs {8 + length} bytes, the file has {size}")
+        raise ModelFileError(
+            f"{path} is truncated: its header needs {8 + length} bytes, the file has {size}: download it again"
+        )
     try:
         header = json.loads(file.read(length), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:

@@ -8,7 +8,7 @@ import pytest
 from mlc_llm.compiler.source import open_source
 from mlc_llm.runtime.errors import ModelFileError, UsageError
 
-FORMS = "a Hugging Face folder, its config.json, a .gguf file, HF://org/name or a built-in name"
+FORMS = "a Hugging Face or compiled folder, its config.json, a .gguf file, HF://org/name or a built-in name"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_pickles_are_refused_unread(name: str, tmp_path: Path) -> None:
 
 def test_other_files_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(UsageError, match=r"notes.txt is not a model: expected a Hugging Face folder"):
+    with pytest.raises(UsageError, match=r"notes.txt is not a model: expected a Hugging Face or compiled folder"):
         open_source(str(tmp_path / "notes.txt"))
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(UsageError, match=r"model.safetensors is not a model: name its folder, "):

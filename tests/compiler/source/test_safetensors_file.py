@@ -80,7 +80,7 @@ def test_tensors_come_in_the_order_of_their_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "FILE has 0 bytes: too short for a safetensors file (it is empty or truncated)"),
+        (b"", "FILE has 0 bytes: too short for a safetensors file: download it again"),
         (b"\xff" * 8, "FILE is not a safetensors file: its header would have 18446744073709551615 bytes, the limit is"),
         (b"\x10" + b"\0" * 7 + b"{", "FILE is truncated: its header needs 24 bytes, the file has 9"),
         (build(b"{", b""), "FILE: the safetensors header is not valid JSON"),
