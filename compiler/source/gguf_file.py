@@ -289,7 +289,9 @@ def _place_tensors(
         if start % alignment:
             raise ModelFileError(f"{label} starts at byte {start}, which is not a multiple of {alignment}")
         if start < end:
-            raise ModelFileError(f"{label} starts at byte {start}, inside the tensor before it, which ends at {end}")
+            raise ModelFileError(
+                f"{label} starts at byte {start}, inside the tensor before it, which ends at {end}: download it again"
+            )
         end = start + record.nbytes
         if end > reader.size:
             raise ModelFileError(

@@ -85,7 +85,8 @@ def read_header(path: Path) -> list[StoredTensor]:
         if tensor.offset != end:
             problem = "overlaps the tensor before it" if tensor.offset < end else "leaves a hole before it"
             raise ModelFileError(
-                f"{path}: tensor {tensor.name} starts at byte {tensor.offset}, not {end}: it {problem}"
+                f"{path}: tensor {tensor.name} starts at byte {tensor.offset}, not {end}: it {problem}: "
+                "download it again"
             )
         end += tensor.nbytes
     if end != size:
