@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models
 
@@ -66,13 +66,15 @@ def test_byte_tokens_that_spell_characters_give_the_text_that_tokenizers_gives(
 def test_any_ids_in_any_parts_give_the_text_that_sentencepiece_gives(sentencepiece_file: Path) -> None:
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_file))
     tokenizer = Tokenizer.load(sentencepiece_file.parent)
-    # A space at the start that is a byte token: SentencePiece keeps it, Hugging Face's conversions and we do not.
+    # At the start of a text: SentencePiece keeps a space that is a byte token, and drops all of several space pieces
+    # where it was trained to remove extra spaces; Hugging Face's conversions and we drop exactly one space.
     space = oracle.piece_to_id("<0x20>")
     ids_of_a_text = st.lists(st.integers(3, oracle.vocab_size() - 1).filter(lambda i: i != space), max_size=40)
 
     @given(ids_of_a_text, st.data())
     @settings(deadline=None, max_examples=300)
     def check(ids: list[int], data: st.DataObject) -> None:
+        assume(not ids or oracle.id_to_piece(ids[0]).strip("▁"))
         assert "".join(stream(tokenizer, cut(ids, data))) == oracle.decode(ids)
 
     check()
