@@ -162,3 +162,14 @@ def _as_float(store: Any, name: str, dtype: str) -> NDArray[Any]:
     if dtype == "bfloat16" and value.dtype == np.uint16:
         return (value.astype(np.uint32) << 16).view(np.float32)
     return value
+
+
+def test_compiling_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    source = write_model(random_model(7), tmp_path / "source")
+    made = []
+    for name in ("first", "second"):
+        folder = compile_model(CompileOptions(str(source), output=tmp_path / name)).folder
+        made.append({path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."})
+    first, second = made
+    assert {path.suffix for path in map(Path, first)} >= {".so", ".bin", ".json"}
+    assert first == second
