@@ -179,6 +179,8 @@ def _template(config: "ChatConfig") -> str:
     """Which conversation template is in force."""
     if config.prompt_format == "jinja" or config.conv_template is None:
         return "the tokenizer's chat template"
+    if isinstance(config.conv_template, str):
+        return config.conv_template
     return str(config.conv_template.get("name") or "an unnamed conv_template")
 
 

@@ -72,7 +72,7 @@ class ChatConfig(BaseModel):
     top_p: float = 1.0
     tokenizer_files: list[str] = []
     tokenizer_info: TokenizerInfo | None = None
-    conv_template: dict[str, Any] | None = None
+    conv_template: dict[str, Any] | str | None = None  # early folders name one of MLC's templates
     # Ours: which of the folder's two prompt formats is authoritative. Absent in folders that MLC published:
     # then `conv_template` is used where it is an object, else the tokenizer's Jinja template.
     prompt_format: Literal["jinja", "conv_template"] | None = None

@@ -18,16 +18,21 @@ _JSON_FILES = ("chat_template.json", _TOKENIZER_CONFIG)
 
 
 def load_template(
-    folder: Path, *, conv_template: Mapping[str, Any] | None = None, prompt_format: str | None = None
+    folder: Path, *, conv_template: Mapping[str, Any] | str | None = None, prompt_format: str | None = None
 ) -> Template:
     """The template of a model folder. Raises ConversationError.
 
     `conv_template` and `prompt_format` are fields of `mlc-chat-config.json`: with "jinja" the folder's chat template is
-    taken, with "conv_template" the object, with None the object where there is one and else the chat template.
+    taken, with "conv_template" the object, with None the object where there is one and else the chat template. Folders
+    of early 2024 have MLC's name of a template in place of the object.
     """
     if prompt_format not in (None, "jinja", "conv_template"):
         raise ConversationError(f"prompt_format is {shown(prompt_format)}: expected 'jinja' or 'conv_template'")
     if prompt_format != "jinja" and conv_template is not None:
+        if isinstance(conv_template, str):
+            from .library import named_template  # a long table that few folders need
+
+            return named_template(conv_template)
         return ConvTemplate.from_dict(conv_template)
     if prompt_format == "conv_template":
         raise ConversationError(f"{folder}: prompt_format is 'conv_template', but there is no conv_template object")

@@ -133,3 +133,10 @@ def test_a_damaged_config_gets_one_line(mlc: Run, tmp_path: Path) -> None:
     code, out, err = mlc("show", str(tmp_path))
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert f"{tmp_path / 'mlc-chat-config.json'} is not valid JSON" in err
+
+
+def test_a_folder_that_only_names_its_template(mlc: Run, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "Tiny-q4f16_1-MLC")
+    path = folder / "mlc-chat-config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"conv_template": "llama-2", "prompt_format": None}))
+    assert table(mlc("show", str(folder))[1])["template"] == "llama-2"

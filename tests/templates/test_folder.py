@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from mlc_llm.templates import NAMED_TEMPLATES, ConversationError, ConvTemplate, JinjaTemplate, load_template
+from mlc_llm.templates import (
+    NAMED_TEMPLATES,
+    ConversationError,
+    ConvTemplate,
+    JinjaTemplate,
+    load_template,
+    named_template,
+)
 
 USER = [{"role": "user", "content": "Hi"}]
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
@@ -113,3 +120,10 @@ def test_files_are_bounded_and_must_be_text(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").mkdir()
     with pytest.raises(ConversationError, match=r"chat_template.jinja cannot be read: Is a directory"):
         prompt(tmp_path)
+
+
+def test_a_folder_of_early_2024_names_one_of_mlcs_templates(tmp_path: Path) -> None:
+    expected = named_template("llama-2").render(USER)
+    assert load_template(tmp_path, conv_template="llama-2", prompt_format=None).render(USER) == expected
+    with pytest.raises(ConversationError, match="llama-2"):
+        load_template(tmp_path, conv_template="llama-22")
