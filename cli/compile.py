@@ -113,13 +113,9 @@ def plan_rows(plan: "CompilePlan") -> list[tuple[str, str]]:
 
 def print_result(result: "CompileResult") -> None:
     """Print what was built, and what to do next."""
-    from ..runtime.artifact import cache_home
-
     stages = result.stages
     folder = ", ".join(f"{name} {stages[name]}" for name in ("config", "weights") if name in stages) or "as it was"
-    kept = (result.folder, result.folder.parent / "libs", cache_home() / "model_lib")
-    found_by_itself = result.library.parent in kept
-    flag = "" if found_by_itself else f" --model-lib {result.library}"
+    flag = "" if result.found_by_itself else f" --model-lib {result.library}"
     print_table([
         ("model folder", f"{result.folder} ({folder})"),
         ("library", f"{result.library} ({stages['library']})"),

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runtime.artifact import ChatConfig, load_chat_config
+from ..runtime.artifact import ChatConfig, library_places, load_chat_config
 from .inputs import compiled_config, folder_config, open_model
 from .layout import compiled_folder, folder_layout, source_layout
 from .options import DEFAULT_QUANTIZATION, CompileOptions, check_conv_template, check_options
@@ -32,7 +32,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What a compilation made. `stages` says of config, weights and library: "built" or "up to date"."""
+    """What a compilation made. `stages` says of config, weights and library: "built" or "up to date".
+
+    `found_by_itself`: whether a chat with the folder finds this library without being told.
+    """
 
     folder: Path
     library: Path
@@ -40,6 +43,7 @@ class CompileResult:
     quantization: str
     device: str
     stages: dict[str, str]
+    found_by_itself: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON values, paths as text."""
@@ -84,8 +88,11 @@ def compile_model(options: CompileOptions, progress: Progress = SILENT) -> Compi
         force=checked.force,
         progress=progress,
     )
+    device = checked.target.device
+    places = library_places(layout.folder, config, device)
+    found = next((place.resolve() for place in places if place.is_file()), None) == layout.library.resolve()
     return CompileResult(
-        layout.folder, layout.library, config.model_type, config.quantization, checked.target.device, stages
+        layout.folder, layout.library, config.model_type, config.quantization, device, stages, found_by_itself=found
     )
 
 

@@ -221,6 +221,13 @@ def cached_library(folder: Path, config: ChatConfig, device: str) -> Path:
     return cache_home() / "model_lib" / f"{stem}-{model_hash(config)}-{device}.so"
 
 
+def library_places(folder: Path, config: ChatConfig, device: str) -> list[Path]:
+    """Where a model folder's library is looked for, the likeliest place first: in the folder, beside it, in the cache."""
+    inside = sorted(folder.glob(f"*-{device}.so"))
+    beside = folder.resolve().parent / "libs" / library_name(folder, device)
+    return [*(inside if len(inside) == 1 else []), beside, cached_library(folder, config, device)]
+
+
 def read_json(path: Path, what: str) -> Any:
     """Parse a bounded JSON file. Raises ModelFileError in one line."""
     try:

@@ -4,7 +4,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ..runtime.artifact import CHAT_CONFIG_NAME, FOLDER_SUFFIX, ChatConfig, cached_library, library_name
+from ..runtime.artifact import CHAT_CONFIG_NAME, FOLDER_SUFFIX, ChatConfig, library_places
 from ..runtime.errors import ModelFileError
 from ..runtime.hub import Progress, is_address
 from ..runtime.library import MODEL_FOLDER, Library
@@ -52,7 +52,7 @@ def open_library(folder: Path, config: ChatConfig, device: str, model_lib: str |
         except ModelFileError as error:
             raise ModelFileError(str(error).replace(MODEL_FOLDER, shlex.quote(str(folder)))) from None
     policy = jit_policy()
-    places = _places(folder, config, device)
+    places = library_places(folder, config, device)
     reason, output = f"{folder} has no library for {device}", _output(places)
     found = next((place for place in places if place.is_file()), None)
     if found is not None:
@@ -66,13 +66,6 @@ def open_library(folder: Path, config: ChatConfig, device: str, model_lib: str |
     if policy in ("OFF", "READONLY"):
         raise ModelFileError(f"{reason}, and MLC_JIT_POLICY is {policy}: run `mlc compile {folder} --device {device}`")
     return _compile(folder, config, device, output, reason)
-
-
-def _places(folder: Path, config: ChatConfig, device: str) -> list[Path]:
-    """Where a library may be, the likeliest place first: in the folder, beside it, in the cache."""
-    inside = sorted(folder.glob(f"*-{device}.so"))
-    beside = folder.resolve().parent / "libs" / library_name(folder, device)
-    return [*(inside if len(inside) == 1 else []), beside, cached_library(folder, config, device)]
 
 
 def _output(places: list[Path]) -> Path:

@@ -83,7 +83,7 @@ def test_the_result_goes_to_stdout_and_the_stages_to_stderr(mlc: Run, calls: lis
 def test_a_library_in_a_place_of_its_own_is_named_to_the_chat(
     mlc: Run, calls: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = dataclasses.replace(RESULT, library=Path("x.so"))
+    result = dataclasses.replace(RESULT, library=Path("x.so"), found_by_itself=False)
     monkeypatch.setattr(driver, "compile_model", lambda options, progress: result)
     assert mlc("compile", "model", "-o", "x.so")[1].endswith("mlc chat dist/x-q4f16_1-MLC --model-lib x.so\n")
 

@@ -92,6 +92,7 @@ def test_everything_goes_below_dist(llama_folder: Path, library: FakeLibrary) ->
         "quantization": "q4f16_1",
         "device": "cpu",
         "stages": BUILT,
+        "found_by_itself": True,
     }
     assert list(result.stages) == ["config", "weights", "library"]
     assert files(Path("dist")) == {
@@ -204,6 +205,9 @@ def test_a_folder_as_output_takes_the_lot(llama_folder: Path, library: FakeLibra
 def test_a_so_file_as_output_names_the_library(llama_folder: Path, library: FakeLibrary, tmp_path: Path) -> None:
     result = run(llama_folder, output=tmp_path / "libs" / "x.so")
     assert (result.folder, result.library) == (Path("dist/Tiny-Llama-q4f16_1-MLC"), tmp_path / "libs" / "x.so")
+    assert not result.found_by_itself
+    assert run(llama_folder).found_by_itself
+    assert run(llama_folder, output=Path("dist/Tiny-Llama-q4f16_1-MLC/x.so")).found_by_itself is False
     assert result.library.is_file()
 
 
