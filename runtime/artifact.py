@@ -222,7 +222,7 @@ def cached_library(folder: Path, config: ChatConfig, device: str) -> Path:
 
 
 def library_places(folder: Path, config: ChatConfig, device: str) -> list[Path]:
-    """Where a model folder's library is looked for, the likeliest place first: in the folder, beside it, in the cache."""
+    """Where the library of a model folder is looked for, the likeliest place first."""
     inside = sorted(folder.glob(f"*-{device}.so"))
     beside = folder.resolve().parent / "libs" / library_name(folder, device)
     return [*(inside if len(inside) == 1 else []), beside, cached_library(folder, config, device)]
