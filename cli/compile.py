@@ -39,7 +39,13 @@ if TYPE_CHECKING:
     "attention_sink_size, max_batch_size.",
 )
 @click.option("--conv-template", metavar="NAME", help="Conversation template, instead of the model's own.")
-@click.option("--opt", default="O2", show_default=True, metavar="LEVEL", help="Optimization: O0, O1, O2 or O3.")
+@click.option(
+    "--opt",
+    default="O2",
+    show_default=True,
+    metavar="LEVEL",
+    help="Level of TVM's own passes: O0, O1, O2 or O3. The CPU kernels are the same at all of them.",
+)
 @click.option(
     "--host",
     default="auto",

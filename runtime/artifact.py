@@ -228,6 +228,17 @@ def library_places(folder: Path, config: ChatConfig, device: str) -> list[Path]:
     return [*(inside if len(inside) == 1 else []), beside, cached_library(folder, config, device)]
 
 
+def read_tokenizer_file(path: Path) -> bytes:
+    """The bytes of a tokenizer's file. Raises ModelFileError where it is too large or cannot be read."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise ModelFileError(f"{path} has {size} bytes; a tokenizer file has at most {MAX_JSON_BYTES}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
 def read_json(path: Path, what: str) -> Any:
     """Parse a bounded JSON file. Raises ModelFileError in one line."""
     try:

@@ -7,7 +7,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from .artifact import MAX_JSON_BYTES, read_json
+from .artifact import read_json, read_tokenizer_file
 from .errors import ModelFileError
 from .sentencepiece_model import parse_model, to_tokenizer
 
@@ -25,10 +25,10 @@ def load_backend(folder: Path) -> tokenizers.Tokenizer:
     config = _read_object(folder / CONFIG_NAME) if (folder / CONFIG_NAME).exists() else {}
     path = folder / "tokenizer.json"
     if path.exists():
-        backend = _checked(path, lambda: tokenizers.Tokenizer.from_buffer(_read_bytes(path)))
+        backend = _checked(path, lambda: tokenizers.Tokenizer.from_buffer(read_tokenizer_file(path)))
     elif (path := folder / "tokenizer.model").exists():
         add_bos = config.get("add_bos_token") is not False
-        backend = _checked(path, lambda: to_tokenizer(parse_model(_read_bytes(path)), add_bos))
+        backend = _checked(path, lambda: to_tokenizer(parse_model(read_tokenizer_file(path)), add_bos))
     elif (path := folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         vocab, merges = _read_vocab(path), _read_merges(folder / "merges.txt")
         backend = _checked(path, lambda: _byte_level_bpe(vocab, merges, config))
@@ -62,16 +62,6 @@ def _checked(path: Path, load: Callable[[], tokenizers.Tokenizer]) -> tokenizers
         raise
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise ModelFileError(f"{path} has {size} bytes; a tokenizer file has at most {MAX_JSON_BYTES}")
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
 def _read_object(path: Path) -> dict[str, Any]:
     value = read_json(path, "JSON object")
     if not isinstance(value, dict):
@@ -92,7 +82,7 @@ def _read_vocab(path: Path) -> dict[str, int]:
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     try:
-        lines = _read_bytes(path).decode().split("\n")
+        lines = read_tokenizer_file(path).decode().split("\n")
     except UnicodeDecodeError as error:
         raise ModelFileError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     merges: list[tuple[str, str]] = []

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import click
+from generated_page import write_or_check
 
 from mlc_llm.cli.commands import COMMANDS as SLASH_COMMANDS
 from mlc_llm.cli.main import COMMANDS, cli
@@ -112,16 +113,5 @@ def table(head: str, rows: list[tuple[str, str]]) -> str:
     return "\n".join([f"| {head} | meaning |", "|---|---|", *lines])
 
 
-def main() -> int:
-    text = page()
-    if sys.argv[1:] == ["--check"]:
-        if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text:
-            return 0
-        print(f"{PAGE.name} is not up to date: run scripts/gen_cli_docs.py", file=sys.stderr)
-        return 1
-    PAGE.write_text(text, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, page(), sys.argv))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.artifact import CHAT_CONFIG_NAME, MAX_JSON_BYTES, TOKENIZER_FILES, read_json
+from ...runtime.artifact import CHAT_CONFIG_NAME, TOKENIZER_FILES, read_json, read_tokenizer_file
 from ...runtime.errors import ModelFileError
 from .safetensors_file import StoredTensor, read_header
 from .source import TensorSpec, fingerprint_files, write_file
@@ -51,18 +51,8 @@ class HuggingFaceSource:
                 " expected tokenizer.json, tokenizer.model or vocab.json with merges.txt"
             )
         for name in names:
-            write_file(folder / name, _read_bounded(self.folder / name))
+            write_file(folder / name, read_tokenizer_file(self.folder / name))
         return names
-
-
-def _read_bounded(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise ModelFileError(f"{path} has {size} bytes; a tokenizer file has at most {MAX_JSON_BYTES}")
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _read_object(path: Path, what: str) -> dict[str, Any]:
