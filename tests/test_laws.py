@@ -25,7 +25,10 @@ MAY_IMPORT = {
     "cli": ("serve", "compiler", "runtime", "templates"),
     "serve": ("runtime", "templates"),
     "compiler": (
-        *(f"runtime.{name}" for name in ("artifact", "checksums", "errors", "hub", "locks", "policy", "published")),
+        *(
+            f"runtime.{name}"
+            for name in ("artifact", "checksums", "devices", "errors", "hub", "locks", "policy", "published")
+        ),
         "templates",
     ),
     "runtime": ("templates",),

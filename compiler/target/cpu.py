@@ -1,9 +1,9 @@
 """The CPU as a target: which processor, which instruction sets, which vector width."""
 
 import platform
-from pathlib import Path
 from typing import Any
 
+from ...runtime.devices import cpu_features, host_architecture
 from ...runtime.errors import UsageError
 from .target import CompileTarget
 
@@ -41,22 +41,9 @@ _X86_FLAGS = {
 _AARCH64_FLAGS = {"dotprod": "asimddp", "i8mm": "i8mm", "fullfp16": "asimdhp", "bf16": "bf16", "sve": "sve"}
 
 
-def host_flags() -> set[str] | None:
-    """The instruction-set flags of this machine, None where /proc/cpuinfo does not tell."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return None
-    for line in text.splitlines():
-        if line.startswith(("flags", "Features")):
-            return set(line.partition(":")[2].split())
-    return None
-
-
 def native_triple() -> str:
     """LLVM's triple of this machine."""
-    machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
-    return f"{machine}-apple-darwin" if platform.system() == "Darwin" else f"{machine}-linux-gnu"
+    return f"{host_architecture()}-{'apple-darwin' if platform.system() == 'Darwin' else 'linux-gnu'}"
 
 
 def cpu_target(processor: str = "native", host: str = "auto") -> CompileTarget:
@@ -75,16 +62,16 @@ def cpu_target(processor: str = "native", host: str = "auto") -> CompileTarget:
                 f"--host {host}: name the processor too, as --device cpu:generic; this machine is {native}"
             )
         processor = codegen.llvm_get_system_cpu()
-        present = host_flags()
+        present = cpu_features()  # empty where the system does not tell
     else:
-        present = None
+        present = frozenset()
     if not codegen.llvm_is_valid_cpu(processor, triple):
         raise UsageError(f"--device cpu:{processor}: LLVM knows no such processor for {triple}; try cpu:x86-64-v3")
     attributes: dict[str, Any] = {"kind": "llvm", "mcpu": processor, "mtriple": triple}
     features = codegen.llvm_get_cpu_features(tvm.target.Target(attributes))
     flags = _X86_FLAGS if triple.startswith(("x86_64", "i686")) else _AARCH64_FLAGS
     wanted = {llvm: flag for llvm, flag in flags.items() if llvm in features}
-    if present is not None:
+    if present:
         # a hypervisor may hide instruction sets that the processor's name implies
         hidden = [llvm for llvm, flag in wanted.items() if flag not in present]
         if hidden:

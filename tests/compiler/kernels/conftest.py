@@ -8,7 +8,7 @@ import pytest
 import tvm
 
 from mlc_llm.compiler.kernels.cpu.vector import VectorUnit
-from mlc_llm.compiler.target.cpu import host_flags
+from mlc_llm.runtime.devices import cpu_features
 
 UNITS = {
     "x86-64-v4": VectorUnit(lanes=16, registers=32),
@@ -25,7 +25,7 @@ def _compile(build: Callable[..., Any], arguments: tuple[Any, ...], processor: s
     return tvm.compile(tvm.IRModule({"kernel": kernel}), target=target)["kernel"]
 
 
-PRESENT = [processor for processor, flag in NEEDS.items() if flag in (host_flags() or ())]
+PRESENT = [processor for processor, flag in NEEDS.items() if flag in cpu_features()]
 NARROW = [pytest.param(processor, marks=pytest.mark.slow) for processor in PRESENT[1:-1]]
 
 
