@@ -11,21 +11,12 @@ from tvm import tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
-from ...runtime.artifact import ParamMetadata, Preproc
 from ..kernels.cpu import layers as cpu_layers
 from ..kernels.cpu.matmul import Matmul, gemm, gemv
-from ..kernels.cpu.storage import (
-    DenseStorage,
-    GroupStorage,
-    pack_rows,
-    packed_dtype,
-    storage_dtype,
-    tiled_shape,
-    widen_vector,
-)
 from ..quantization.scheme import Scheme
 from ..target import CompileTarget
-from .architecture import Weight, WeightKind
+from .architecture import WeightKind
+from .matrix import Matrix, stored_vector
 
 
 class Layers:
@@ -40,16 +31,16 @@ class Layers:
     def linear(self, in_features: int, out_features: int, *, bias: bool = False, in_dtype: str = "float32",
                out_dtype: str = "float32") -> Linear:  # fmt: skip
         """y = x W^T (+ bias)."""
-        table = Matrix(self, out_features, in_features, "linear")
+        table = self.matrix(out_features, in_features, "linear")
         return Linear(self, table, bias=bias, in_dtype=in_dtype, out_dtype=out_dtype)
 
     def head(self, in_features: int, vocab_size: int) -> Linear:
         """The projection to logits."""
-        return Linear(self, Matrix(self, vocab_size, in_features, "head"))
+        return Linear(self, self.matrix(vocab_size, in_features, "head"))
 
     def embedding(self, vocab_size: int, features: int) -> Embedding:
         """The table of token embeddings; `lm_head` multiplies by the same table where embeddings are tied."""
-        return Embedding(self, Matrix(self, vocab_size, features, "embedding"))
+        return Embedding(self, self.matrix(vocab_size, features, "embedding"))
 
     def rms_norm(self, features: int, eps: float) -> RMSNorm:
         """Root mean square norm."""
@@ -59,29 +50,13 @@ class Layers:
         """silu(gate) * up on a fused [gate | up]."""
         return SiluMul(self, features)
 
+    def matrix(self, rows: int, columns: int, kind: WeightKind) -> Matrix:
+        """A weight matrix as it is stored and as kernels read it."""
+        return Matrix(self.preprocs, self.scheme, self.target, rows, columns, kind)
+
     def vector(self, length: int) -> nn.Parameter:
         """A float32 vector in kernels (norm weight, bias), stored in the scheme's dtype."""
-        dtype = self.scheme.model_dtype
-        name = f"widen_{dtype}_{length}"
-        preprocs = []
-        if dtype != "float32":
-            self.preprocs.setdefault(name, widen_vector(name, length, storage_dtype(dtype)))
-            preprocs = [Preproc(func_name=name, in_shape=[length], out_shape=[length], out_dtype="float32")]
-        parameter = nn.Parameter((length,), "float32")
-        parameter.attrs["stored"] = ParamMetadata(name="", shape=[length], dtype=dtype, preprocs=preprocs)
-        return parameter
-
-    def tiled(self, stored: ParamMetadata, rows: int, units: int, dtype: str, *, transposed: bool) -> nn.Parameter:
-        """A parameter [tiles, units, 16] of a stored matrix [rows, units], which is [units, rows] if transposed."""
-        source_dtype = storage_dtype(stored.dtype)
-        name = f"tile_{'kn' if transposed else 'nk'}_{source_dtype}_{rows}x{units}"
-        if name not in self.preprocs:
-            self.preprocs[name] = pack_rows(name, rows, units, source_dtype, dtype, transposed=transposed)
-        shape = list(tiled_shape(rows, units))
-        preproc = Preproc(func_name=name, in_shape=stored.shape, out_shape=shape, out_dtype=dtype)
-        parameter = nn.Parameter(shape, dtype)
-        parameter.attrs["stored"] = stored.model_copy(update={"preprocs": [preproc]})
-        return parameter
+        return stored_vector(self.preprocs, self.scheme, length)
 
     def kernel(self, key: object, make: object, *args: object, **kwargs: object) -> tirx.PrimFunc:
         """The kernel for `key`, made once."""
@@ -96,29 +71,6 @@ class Layers:
         spare = tiles_at_once * registers_per_tile + 1
         rows = (self.target.vector_registers - spare) // (tiles_at_once * registers_per_tile)
         return {"rows": min(rows, 12), "tiles_at_once": tiles_at_once}
-
-
-class Matrix:
-    """The stored and packed form of one weight matrix [rows, columns]."""
-
-    def __init__(self, layers: Layers, rows: int, columns: int, kind: WeightKind) -> None:
-        self.rows, self.columns = rows, columns
-        scheme = layers.scheme
-        transposed = scheme.transposed and kind != "embedding"
-        records = scheme.stored(Weight("weight", (), (rows, columns), kind))
-        self.parameters: dict[str, nn.Parameter] = {}
-        if scheme.is_quantized(kind):
-            dtype = packed_dtype(scheme.model_dtype, converts_float16=layers.target.converts_float16)
-            self.storage: GroupStorage | DenseStorage = GroupStorage(scheme.bits, scheme.group_size, dtype)
-            words, scales = records
-            groups = self.storage.groups(columns)
-            units = groups * self.storage.words_per_group
-            self.parameters["q_weight"] = layers.tiled(words, rows, units, "int32", transposed=transposed)
-            self.parameters["q_scale"] = layers.tiled(scales, rows, groups, dtype, transposed=transposed)
-        else:
-            (record,) = records
-            self.storage = DenseStorage(packed_dtype(record.dtype, converts_float16=layers.target.converts_float16))
-            self.parameters["weight"] = layers.tiled(record, rows, columns, self.storage.dtype, transposed=False)
 
 
 class _MatrixModule(nn.Module):

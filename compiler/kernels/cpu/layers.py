@@ -7,45 +7,20 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..builder import kernel, load, local, splat, store, zeros
-from .storage import TILE, DenseStorage, GroupStorage, lanes, widen
+from .storage import TILE, PackedWeight, Storage, lanes
 from .vector import constant, exp2
 
 
-def embedding(rows: int, columns: int, storage: GroupStorage | DenseStorage) -> tirx.PrimFunc:
+def embedding(rows: int, columns: int, storage: Storage) -> tirx.PrimFunc:
     """Token ids int32 [seq] -> rows of the packed table, float32 [seq, columns]."""
     with kernel("embedding") as k:
         seq = T.int64()
         ids = k.input("ids", (seq,), "int32")
-        if isinstance(storage, GroupStorage):
-            word_shape, scale_shape = storage.packed_shapes(rows, columns)
-            words, scales = k.input("words", word_shape, "int32"), k.input("scales", scale_shape, storage.scale_dtype)
-        else:
-            table = k.input("weight", storage.packed_shape(rows, columns), storage.dtype)
+        weight = PackedWeight(k, storage, rows, columns)
         y = k.input("y", (seq, columns), "float32")
-        with k.body(), T.parallel(0, seq) as i:
-            tile, lane = T.floordiv(ids[i], TILE), T.floormod(ids[i], TILE)
-            if isinstance(storage, DenseStorage):
-                with T.serial(0, columns) as c:
-                    T.buffer_store(y, widen(table[tile, c, lane], storage.dtype, 1), [i, c])
-            else:
-                _group_row(
-                    storage, columns, words, scales, tile, lane, lambda c, value: T.buffer_store(y, value, [i, c])
-                )
+        with k.body(), T.serial(0, seq) as i, T.serial(0, columns) as c:
+            T.buffer_store(y, weight.element(T.floordiv(ids[i], TILE), T.floormod(ids[i], TILE), c), [i, c])
     return k.function
-
-
-def _group_row(storage: GroupStorage, columns: int, words, scales, tile, lane, write) -> None:
-    per_word = storage.codes_per_word
-    with T.serial(0, -(-columns // per_word)) as w:
-        scale = widen(scales[tile, T.floordiv(w, storage.words_per_group), lane], storage.scale_dtype, 1)
-        for i in range(per_word):
-            code = storage.code(words[tile, w, lane], i, 1)
-            value = (code - T.float32(storage.zero_point)) * scale
-            if columns % per_word:
-                with T.If(w * per_word + i < columns), T.Then():
-                    write(w * per_word + i, value)
-            else:
-                write(w * per_word + i, value)
 
 
 def rms_norm(columns: int, eps: float, *, single: bool) -> tirx.PrimFunc:

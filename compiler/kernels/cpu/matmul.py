@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..builder import Kernel, kernel, load, local, splat, store, zeros
-from .storage import TILE, DenseStorage, GroupStorage, lanes, tiles, widen
+from .storage import TILE, DenseStorage, GroupStorage, PackedWeight, Storage, lanes, tiles
 
 _ACCUMULATORS = 4
 _MAX_WIDENED_COLUMNS = 2048  # 256 KB for a pair of tiles: fits the L2 cache of anything recent
@@ -26,7 +26,7 @@ class Matmul:
 
     out_features: int
     in_features: int
-    storage: GroupStorage | DenseStorage
+    storage: Storage
     in_dtype: str = "float32"
     out_dtype: str = "float32"
     bias: bool = False
@@ -40,14 +40,9 @@ class Matmul:
         return self.storage.groups(self.in_features) * self.storage.group_size
 
     def declare(self, k: Kernel, batch, seq):
-        """The arguments in their order: x, weight (words and scales, or numbers), bias, residual, y."""
+        """The arguments in their order: x, weight, bias, residual, y."""
         x = k.input("x", (batch, seq, self.in_features), self.in_dtype)
-        if isinstance(self.storage, GroupStorage):
-            word_shape, scale_shape = self.storage.packed_shapes(self.out_features, self.in_features)
-            weight = (k.input("words", word_shape, "int32"), k.input("scales", scale_shape, self.storage.scale_dtype))
-        else:
-            shape = self.storage.packed_shape(self.out_features, self.in_features)
-            weight = (k.input("weight", shape, self.storage.dtype),)
+        weight = PackedWeight(k, self.storage, self.out_features, self.in_features)
         bias = k.input("bias", (self.out_features,), "float32") if self.bias else None
         residual = k.input("residual", (batch, seq, self.out_features), "float32") if self.residual else None
         return x, weight, bias, residual, k.input("y", (batch, seq, self.out_features), self.out_dtype)
@@ -84,14 +79,14 @@ def gemv(op: Matmul) -> tirx.PrimFunc:
         x, weight, bias, residual, y = op.declare(k, 1, 1)
         with k.body():
             grouped = isinstance(op.storage, GroupStorage)
-            row, sums = _scaled_row(op, x) if grouped else (_widened_row(op, x), None)
+            row, sums = _padded_row(op, x) if grouped else (_widened_row(op, x), None)
             with T.parallel(0, tiles(op.out_features)) as tile:
                 total = local()
                 store(total, zeros())
                 if grouped:
                     _group_dot(op, row, sums, weight, tile, total)
                 else:
-                    _dense_dot(op, row, weight[0], tile, total)
+                    _dense_dot(op, row, weight, tile, total)
                 _store_tile(op, load(total), tile, (0, 0), bias, residual, y)
     return k.function
 
@@ -104,46 +99,43 @@ def _widened_row(op: Matmul, x):
     return row
 
 
-def _scaled_row(op: Matmul, x):
-    """x over the powers of two that `masked_code` leaves on the codes, padded with zeros to whole groups,
-    and -zero_point * sum of x over each group: what the codes' zero point adds to a dot product."""
-    storage = op.storage
-    groups, size = storage.groups(op.in_features), storage.group_size
+def _padded_row(op: Matmul, x):
+    """x as float32, padded with zeros to whole groups, and the sum of x over each group."""
+    groups, size = op.storage.groups(op.in_features), op.storage.group_size
     row = T.sblock_alloc_buffer((op.padded_columns,), "float32")
     sums = T.sblock_alloc_buffer((groups,), "float32")
     total = local(1)
     with T.serial(0, groups) as g:
         T.buffer_store(total, T.float32(0), [0])
-        for i in range(size):
-            _, power = storage.masked_code(splat(T.int32(0)), i % storage.codes_per_word)
+        with T.serial(0, size) as i:
             column = g * size + i
             value = T.cast(x[0, 0, column], "float32")
             if op.padded_columns != op.in_features:
                 value = T.if_then_else(column < op.in_features, value, T.float32(0))
             T.buffer_store(total, total[0] + value, [0])
-            T.buffer_store(row, value * T.float32(1 / power), [column])
-        T.buffer_store(sums, total[0] * T.float32(-storage.zero_point), [g])
+            T.buffer_store(row, value, [column])
+        T.buffer_store(sums, total[0], [g])
     return row, sums
 
 
-def _group_dot(op: Matmul, row, sums, weight, tile, total) -> None:
-    words, scales = weight
+def _group_dot(op: Matmul, row, sums, weight: PackedWeight, tile, total) -> None:
     storage = op.storage
     partial = [local() for _ in range(_ACCUMULATORS)]
     word = local(TILE, "int32")
     with T.serial(0, storage.groups(op.in_features)) as g:
-        store(partial[0], splat(sums[g]))
+        store(partial[0], splat(sums[g] * T.float32(-storage.zero_point)))
         for p in partial[1:]:
             store(p, zeros())
         for w in range(storage.words_per_group):
-            store(word, words[tile, g * storage.words_per_group + w, lanes(0)])
+            store(word, weight.word(tile, g * storage.words_per_group + w))
             for i in range(storage.codes_per_word):
                 p = partial[i % _ACCUMULATORS]
-                code, _ = storage.masked_code(load(word), i)
                 column = g * storage.group_size + w * storage.codes_per_word + i
-                store(p, load(p) + splat(row[column]) * code)
+                store(p, load(p) + splat(row[column]) * storage.code(load(word), i))
         dot = (load(partial[0]) + load(partial[1])) + (load(partial[2]) + load(partial[3]))
-        store(total, load(total) + dot * widen(scales[tile, g, lanes(0)], storage.scale_dtype))
+        store(total, load(total) + dot * weight.scale(tile, g))
+        if storage.minimum:
+            store(total, load(total) + splat(sums[g]) * weight.minimum(tile, g))
 
 
 def _dense_dot(op: Matmul, row, weight, tile, total) -> None:
@@ -152,7 +144,7 @@ def _dense_dot(op: Matmul, row, weight, tile, total) -> None:
         store(p, zeros())
 
     def accumulate(column, p) -> None:
-        store(p, load(p) + splat(row[column]) * widen(weight[tile, column, lanes(0)], op.storage.dtype))
+        store(p, load(p) + splat(row[column]) * weight.column(tile, column))
 
     whole = op.in_features // _ACCUMULATORS
     with T.serial(0, whole) as step:
@@ -226,21 +218,22 @@ def _pack_blocks(op: Matmul, x, packed, blocks, count, rows: int, position) -> N
                     T.buffer_store(packed, T.float32(0), [block, op.in_features + c, r])
 
 
-def _widen_tile(op: Matmul, weight, tile, first: int, columns: int, widened, j: int) -> None:
+def _widen_tile(op: Matmul, weight: PackedWeight, tile, first: int, columns: int, widened, j: int) -> None:
     """Columns [first, first + columns) of a weight tile as float32, in the order of the columns."""
     storage = op.storage
     if isinstance(storage, DenseStorage):
         with T.serial(0, columns) as c:
-            T.buffer_store(widened, widen(weight[0][tile, first + c, lanes(0)], storage.dtype), [c, j, lanes(0)])
+            T.buffer_store(widened, weight.column(tile, first + c), [c, j, lanes(0)])
         return
-    words, scales = weight
-    word, scale = local(TILE, "int32"), local()
+    word, scale, minimum = local(TILE, "int32"), local(), local()
     first_group = first // storage.group_size
     with T.serial(0, columns // storage.group_size) as g:
-        store(scale, widen(scales[tile, first_group + g, lanes(0)], storage.scale_dtype))
+        store(scale, weight.scale(tile, first_group + g))
+        if storage.minimum:
+            store(minimum, weight.minimum(tile, first_group + g))
         for w in range(storage.words_per_group):
-            store(word, words[tile, (first_group + g) * storage.words_per_group + w, lanes(0)])
+            store(word, weight.word(tile, (first_group + g) * storage.words_per_group + w))
             for i in range(storage.codes_per_word):
                 column = g * storage.group_size + w * storage.codes_per_word + i
                 value = (storage.code(load(word), i) - splat(T.float32(storage.zero_point))) * load(scale)
-                T.buffer_store(widened, value, [column, j, lanes(0)])
+                T.buffer_store(widened, value + load(minimum) if storage.minimum else value, [column, j, lanes(0)])

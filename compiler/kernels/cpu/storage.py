@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..builder import kernel, splat
+from ..builder import Kernel, kernel
 from .vector import float32_of_half_bits
 
 TILE = 16  # rows of a tile: one AVX-512 vector, two of AVX2, four of NEON or SSE
@@ -63,11 +63,18 @@ def packed_dtype(dtype: str, *, converts_float16: bool) -> str:
 
 @dataclass(frozen=True)
 class GroupStorage:
-    """Codes of `bits` in 32-bit words and one scale per `group_size` inputs of a row."""
+    """Unsigned codes of `bits` in 32-bit words and, for each `group_size` inputs of a row, a scale and perhaps a minimum:
 
-    bits: int
-    group_size: int
+        weight = (code - zero_point) * scale (+ minimum)
+
+    Code i of a word is in its bits [i * bits, (i + 1) * bits). Codes past the last input are met by zeros of x.
+    """
+
+    bits: int  # 4 or 8
+    group_size: int  # a multiple of the codes in a word
     scale_dtype: str  # float16, float32 or uint16 (bfloat16)
+    zero_point: int
+    minimum: bool = False
 
     @property
     def codes_per_word(self) -> int:
@@ -77,25 +84,19 @@ class GroupStorage:
     def words_per_group(self) -> int:
         return self.group_size // self.codes_per_word
 
-    @property
-    def zero_point(self) -> int:
-        return 2 ** (self.bits - 1) - 1
-
     def groups(self, columns: int) -> int:
         return -(-columns // self.group_size)
 
-    def packed_shapes(self, rows: int, columns: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of the packed words (int32) and scales (scale_dtype) of a matrix [rows, columns]."""
+    def parts(self, rows: int, columns: int) -> dict[str, tuple[tuple[int, int, int], str]]:
+        """The packed tensors of a matrix [rows, columns] in the order in which kernels take them: name -> shape, type."""
         groups = self.groups(columns)
-        return tiled_shape(rows, groups * self.words_per_group), tiled_shape(rows, groups)
-
-    def masked_code(self, word, index: int) -> tuple[object, float]:
-        """Code `index` of a vector of words times a power of two, and that power: saves the shift where it can."""
-        shift = self.bits * index
-        if shift + self.bits == 32:  # the sign bit would make it negative
-            return self.code(word, index), 1.0
-        masked = T.bitwise_and(word, splat(T.int32((2**self.bits - 1) << shift)))
-        return T.cast(masked, f"float32x{TILE}"), 2.0**shift
+        parts = {
+            "words": (tiled_shape(rows, groups * self.words_per_group), "int32"),
+            "scales": (tiled_shape(rows, groups), self.scale_dtype),
+        }
+        if self.minimum:
+            parts["minima"] = (tiled_shape(rows, groups), self.scale_dtype)
+        return parts
 
     def code(self, word, index: int, count: int = TILE):
         """Code `index` of a word (or of a vector of words) as float32, without the zero point taken off."""
@@ -110,8 +111,48 @@ class DenseStorage:
 
     dtype: str
 
-    def packed_shape(self, rows: int, columns: int) -> tuple[int, ...]:
-        return tiled_shape(rows, columns)
+    def parts(self, rows: int, columns: int) -> dict[str, tuple[tuple[int, int, int], str]]:
+        """The packed tensor of a matrix [rows, columns], as `GroupStorage.parts` gives it."""
+        return {"weight": (tiled_shape(rows, columns), self.dtype)}
+
+
+class PackedWeight:
+    """The arguments of a kernel that hold one matrix [rows, columns], and how to read 16 rows of it at a time."""
+
+    def __init__(self, k: Kernel, storage: "Storage", rows: int, columns: int) -> None:
+        self.storage = storage
+        self.buffers = {name: k.input(name, *part) for name, part in storage.parts(rows, columns).items()}
+
+    def word(self, tile, index):
+        """int32 x 16: word `index` of each row of a tile."""
+        return self.buffers["words"][tile, index, lanes(0)]
+
+    def scale(self, tile, group):
+        """float32 x 16: the scales of a group."""
+        return widen(self.buffers["scales"][tile, group, lanes(0)], self.storage.scale_dtype)
+
+    def minimum(self, tile, group):
+        """float32 x 16: the minima of a group, for storages that have them."""
+        return widen(self.buffers["minima"][tile, group, lanes(0)], self.storage.scale_dtype)
+
+    def column(self, tile, column):
+        """float32 x 16: one column of plain numbers."""
+        return widen(self.buffers["weight"][tile, column, lanes(0)], self.storage.dtype)
+
+    def element(self, tile, lane, column):
+        """float32: the weight of one row and column."""
+        storage, buffers = self.storage, self.buffers
+        if isinstance(storage, DenseStorage):
+            return widen(buffers["weight"][tile, column, lane], storage.dtype, 1)
+        group, word = T.floordiv(column, storage.group_size), T.floordiv(column, storage.codes_per_word)
+        shift = T.cast(T.floormod(column, storage.codes_per_word) * storage.bits, "int32")
+        code = T.bitwise_and(T.shift_right(buffers["words"][tile, word, lane], shift), T.int32(2**storage.bits - 1))
+        value = T.cast(code - T.int32(storage.zero_point), "float32")
+        value = value * widen(buffers["scales"][tile, group, lane], storage.scale_dtype, 1)
+        return value + widen(buffers["minima"][tile, group, lane], storage.scale_dtype, 1) if storage.minimum else value
+
+
+Storage = GroupStorage | DenseStorage
 
 
 def tiled_shape(rows: int, units: int) -> tuple[int, int, int]:
@@ -133,6 +174,29 @@ def pack_rows(name: str, rows: int, units: int, dtype: str, packed_dtype: str, *
             zero = tirx.const(0, packed_dtype)
             T.buffer_store(packed, T.Select(row < rows, value, zero) if rows % (TILE * TILE_MULTIPLE) else value,
                            [tile, unit, lane])  # fmt: skip
+    return k.function
+
+
+def pack_codes(name: str, rows: int, groups: int, *, bits: int, group_size: int, transposed: bool) -> tirx.PrimFunc:
+    """A kernel that tiles stored words of 3-bit codes as words of 4-bit codes, which kernels read without crossing bytes."""
+    stored_words, per_word = group_size // (32 // bits), 32 // bits
+    units = groups * stored_words
+    packed_words = group_size // 8
+    with kernel(name) as k:
+        source = k.input("source", (units, rows) if transposed else (rows, units), "uint32")
+        packed = k.input("packed", tiled_shape(rows, groups * packed_words), "int32")
+        with k.body(), T.parallel(0, tiles(rows)) as tile, T.serial(0, groups) as g, T.serial(0, TILE) as lane:
+            row = T.min(tile * TILE + lane, rows - 1)
+            keep = T.Select(tile * TILE + lane < rows, T.int32(2**bits - 1), T.int32(0))
+            for w in range(packed_words):
+                word = T.int32(0)
+                for i in range(8):
+                    code = w * 8 + i
+                    unit = g * stored_words + code // per_word
+                    stored = T.reinterpret(source[unit, row] if transposed else source[row, unit], dtype="int32")
+                    value = T.bitwise_and(T.shift_right(stored, T.int32(code % per_word * bits)), keep)
+                    word = T.bitwise_or(word, T.shift_left(value, T.int32(4 * i)))
+                T.buffer_store(packed, word, [tile, g * packed_words + w, lane])
     return k.function
 
 

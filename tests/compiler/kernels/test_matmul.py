@@ -8,7 +8,14 @@ from numpy.typing import NDArray
 
 from mlc_llm.compiler.kernels.cpu.layers import embedding, rms_norm, silu_mul
 from mlc_llm.compiler.kernels.cpu.matmul import Matmul, gemm, gemv
-from mlc_llm.compiler.kernels.cpu.storage import DenseStorage, GroupStorage, pack_rows, packed_dtype, tiled_shape
+from mlc_llm.compiler.kernels.cpu.storage import (
+    DenseStorage,
+    GroupStorage,
+    pack_codes,
+    pack_rows,
+    packed_dtype,
+    tiled_shape,
+)
 from mlc_llm.compiler.quantization.group import dequantize, quantize
 from mlc_llm.compiler.quantization.scheme import SCHEMES
 from mlc_llm.compiler.target import resolve_target
@@ -51,10 +58,16 @@ def weights(
             dense.astype(np.float32),
         )
     codes, scales = quantize(dense, scheme, transposed=scheme.transposed)
-    storage = GroupStorage(scheme.bits, scheme.group_size, read_dtype)
+    storage = GroupStorage(4, scheme.group_size, read_dtype, scheme.offset)
     groups = storage.groups(k)
+    if scheme.bits == 3:
+        words = np.full(tiled_shape(n, groups * storage.words_per_group), 7, np.int32)
+        expand = pack_codes("expand", n, groups, bits=3, group_size=40, transposed=scheme.transposed)
+        run(expand, "native", codes, words)
+    else:
+        words = tile(codes, n, groups * storage.words_per_group, "int32", transposed=scheme.transposed)
     packed = [
-        tile(codes, n, groups * storage.words_per_group, "int32", transposed=scheme.transposed),
+        words,
         tile(scales.view(stored_dtype), n, groups, read_dtype, transposed=scheme.transposed),
     ]
     exact = dequantize(codes, scales, scheme, (n, k), transposed=scheme.transposed)
