@@ -12,7 +12,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 QUANTIZATIONS = (
     "q0f16", "q0bf16", "q0f32", "q3f16_0", "q3f16_1",
-    "q4f16_0", "q4f16_1", "q4f16_2", "q4bf16_0", "q4bf16_1", "q4f32_1",
+    "q4f16_0", "q4f16_1", "q4f16_2", "q4bf16_0", "q4bf16_1", "q4f32_1", "q8f16_1",
 )  # fmt: skip
 
 

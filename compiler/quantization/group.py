@@ -8,6 +8,7 @@ For a weight W [N, K] in the model's dtype, every operation rounded to that dtyp
 
         bits 31 ... 8 7 6 5 4 3 2 1 0     4-bit codes: 8 a word, 4 words a group of 32
              ...      |--k+1--|--k--|     3-bit codes: 10 a word (bits 30, 31 are 0), 4 words a group of 40
+                                          8-bit codes: 4 a word, 8 words a group of 32
 
 A group of zeros has scale 0, and its codes are those of 0/0: zero. Codes past K are zero.
 """
@@ -29,7 +30,7 @@ _DROPPED_BITS = {"float16": 13, "bfloat16": 16, "float32": 0}  # of float32's 23
 def _round_quotient(values: Float32, model_dtype: str) -> None:
     """Round float32 to the precision of the model's dtype, half to even, in place.
 
-    The dtype's exponent range is not applied. Quotients W/s are at most 11 or infinite, and of those below 2^-14,
+    The dtype's exponent range is not applied. Quotients W/s are at most 3M/2 or infinite, and of those below 2^-14,
     where float16 loses precision, nothing is left once M has been added: so the codes are the same, four times faster.
     """
     drop = _DROPPED_BITS[model_dtype]

@@ -1,4 +1,7 @@
-"""The table of quantization schemes: MLC's names, and what each one stores for a weight."""
+"""The table of quantization schemes: MLC's names, and what each one stores for a weight.
+
+MLC's `GroupQuantize` has 8-bit codes but its table no scheme of them: `q8f16_1` is named by the same rule.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -96,6 +99,7 @@ SCHEMES = _table(
         Scheme("q4bf16_0", "group", "bfloat16", bits=4, group_size=32, transposed=True),
         Scheme("q4bf16_1", "group", "bfloat16", bits=4, group_size=32),
         Scheme("q4f32_1", "group", "float32", bits=4, group_size=32),
+        Scheme("q8f16_1", "group", "float16", bits=8, group_size=32),
     ]
 )
 

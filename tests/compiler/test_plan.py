@@ -16,7 +16,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path / "here")
 
 
-@pytest.mark.parametrize("quantization", ["q0f16", "q0f32", "q4f16_1", "q3f16_1", "q4f16_2"])
+@pytest.mark.parametrize("quantization", ["q0f16", "q0f32", "q4f16_1", "q3f16_1", "q4f16_2", "q8f16_1"])
 def test_the_plan_is_what_is_then_written(quantization: str, llama_folder: Path, tmp_path: Path) -> None:
     planned = plan(CompileOptions(str(llama_folder), quantization=quantization))
     convert_weight(str(llama_folder), quantization, tmp_path / "out")

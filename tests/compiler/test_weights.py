@@ -117,7 +117,9 @@ def test_shards_are_those_of_tvms_writer(tmp_path: Path, kibibytes: list[int]) -
     assert contents(tmp_path / "ours") == contents(tmp_path / "tvm")
 
 
-@pytest.mark.parametrize("name", ["q0f16", "q0f32", "q0bf16", "q4f16_1", "q4f16_0", "q4f16_2", "q4f32_1", "q4bf16_1"])
+@pytest.mark.parametrize(
+    "name", ["q0f16", "q0f32", "q0bf16", "q4f16_1", "q4f16_0", "q4f16_2", "q4f32_1", "q4bf16_1", "q8f16_1"]
+)
 def test_the_folder_is_the_one_tvm_writes_of_the_same_tensors(tmp_path: Path, name: str) -> None:
     """The tensors are made here the slow way: joined whole, rounded, quantized."""
     import tvm

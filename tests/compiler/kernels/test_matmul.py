@@ -58,7 +58,7 @@ def weights(
             dense.astype(np.float32),
         )
     codes, scales = quantize(dense, scheme, transposed=scheme.transposed)
-    storage = GroupStorage(4, scheme.group_size, read_dtype, scheme.offset)
+    storage = GroupStorage(max(4, scheme.bits), scheme.group_size, read_dtype, scheme.offset)
     groups = storage.groups(k)
     if scheme.bits == 3:
         words = np.full(tiled_shape(n, groups * storage.words_per_group), 7, np.int32)
@@ -83,6 +83,7 @@ def weights(
         ("q4f16_0", 48, 64),
         ("q3f16_1", 33, 100),
         ("q4f32_1", 32, 64),
+        ("q8f16_1", 40, 72),
         ("q4bf16_1", 32, 64),
         ("q0f16", 20, 34),
         ("q0f32", 32, 33),
@@ -125,7 +126,7 @@ def test_many_columns_are_widened_in_blocks() -> None:
     np.testing.assert_allclose(y, x @ matrix.T + 1, atol=1e-4)
 
 
-@pytest.mark.parametrize("scheme", ["q4f16_1", "q3f16_1", "q0f16", "q0bf16"])
+@pytest.mark.parametrize("scheme", ["q4f16_1", "q3f16_1", "q8f16_1", "q0f16", "q0bf16"])
 def test_embedding_rows_are_the_stored_rows(scheme: str) -> None:
     storage, packed, matrix = weights(scheme, 37, 72)
     ids = np.array([0, 36, 5, 5], np.int32)
