@@ -10,7 +10,7 @@ from tvm import relax
 from .. import __version__
 from ..runtime.artifact import ChatConfig, KVCacheMetadata, LibraryMetadata, ParamMetadata, model_hash
 from ..runtime.errors import EngineError
-from .model.modules import Layers
+from .model.modules import Layers, assign_weights
 from .model.registry import get_architecture
 from .passes.pipeline import pipeline
 from .preflight import explained, require_c_compiler, reserve, workspace
@@ -60,6 +60,7 @@ def _trace(config: ChatConfig, target: CompileTarget) -> tuple[tvm.IRModule, Lib
     model_config = architecture.from_dict(config.architecture)
     layers = Layers(get_scheme(config.quantization), target)
     model = architecture.build(model_config, layers)
+    assign_weights(model)
     module, named_parameters = model.export_tvm(spec=model.specification())
     for name, function in layers.preprocs.items():
         module[name] = function.with_attr("global_symbol", name)

@@ -21,7 +21,7 @@ from ..kernels.cpu.storage import (
 )
 from ..quantization.scheme import Scheme
 from ..target import CompileTarget
-from .architecture import Weight, WeightKind
+from .architecture import Weight
 
 Preprocs = dict[str, tirx.PrimFunc]  # the packing kernels of a library by name; many parameters share one
 
@@ -29,15 +29,13 @@ Preprocs = dict[str, tirx.PrimFunc]  # the packing kernels of a library by name;
 class Matrix:
     """The stored and packed form of one weight matrix [rows, columns]."""
 
-    def __init__(
-        self, preprocs: Preprocs, scheme: Scheme, target: CompileTarget, rows: int, columns: int, kind: WeightKind
-    ) -> None:
-        self.rows, self.columns = rows, columns
+    def __init__(self, preprocs: Preprocs, scheme: Scheme, target: CompileTarget, weight: Weight) -> None:
+        self.rows, self.columns = weight.shape
         self._preprocs = preprocs
         self.parameters: dict[str, nn.Parameter] = {}
-        transposed = scheme.transposed and kind != "embedding"
-        records = scheme.stored(Weight("weight", (), (rows, columns), kind))
-        if not scheme.is_quantized(kind):
+        transposed = scheme.is_transposed(weight.kind)
+        records = scheme.stored(weight)
+        if not scheme.is_quantized(weight.kind):
             (record,) = records
             self.storage: Storage = DenseStorage(packed_dtype(record.dtype, converts_float16=target.converts_float16))
             self.parameters["weight"] = self._tiled(record, "weight", transposed=False)

@@ -15,7 +15,7 @@ from ..kernels.cpu import layers as cpu_layers
 from ..kernels.cpu.matmul import Matmul, gemm, gemv
 from ..quantization.scheme import Scheme
 from ..target import CompileTarget
-from .architecture import WeightKind
+from .architecture import Weight, WeightKind
 from .matrix import Matrix, stored_vector
 
 
@@ -31,16 +31,15 @@ class Layers:
     def linear(self, in_features: int, out_features: int, *, bias: bool = False, in_dtype: str = "float32",
                out_dtype: str = "float32") -> Linear:  # fmt: skip
         """y = x W^T (+ bias)."""
-        table = self.matrix(out_features, in_features, "linear")
-        return Linear(self, table, bias=bias, in_dtype=in_dtype, out_dtype=out_dtype)
+        return Linear(self, out_features, in_features, "linear", bias=bias, in_dtype=in_dtype, out_dtype=out_dtype)
 
     def head(self, in_features: int, vocab_size: int) -> Linear:
         """The projection to logits."""
-        return Linear(self, self.matrix(vocab_size, in_features, "head"))
+        return Linear(self, vocab_size, in_features, "head")
 
     def embedding(self, vocab_size: int, features: int) -> Embedding:
         """The table of token embeddings; `lm_head` multiplies by the same table where embeddings are tied."""
-        return Embedding(self, self.matrix(vocab_size, features, "embedding"))
+        return Embedding(self, vocab_size, features, "embedding")
 
     def rms_norm(self, features: int, eps: float) -> RMSNorm:
         """Root mean square norm."""
@@ -50,9 +49,9 @@ class Layers:
         """silu(gate) * up on a fused [gate | up]."""
         return SiluMul(self, features)
 
-    def matrix(self, rows: int, columns: int, kind: WeightKind) -> Matrix:
-        """A weight matrix as it is stored and as kernels read it."""
-        return Matrix(self.preprocs, self.scheme, self.target, rows, columns, kind)
+    def matrix(self, name: str, rows: int, columns: int, kind: WeightKind) -> Matrix:
+        """The weight matrix called `name` as it is stored and as kernels read it."""
+        return Matrix(self.preprocs, self.scheme, self.target, Weight(name, (), (rows, columns), kind))
 
     def vector(self, length: int) -> nn.Parameter:
         """A float32 vector in kernels (norm weight, bias), stored in the scheme's dtype."""
@@ -74,12 +73,18 @@ class Layers:
 
 
 class _MatrixModule(nn.Module):
-    """A module whose parameters are a matrix: `weight`, or `q_weight` and `q_scale`."""
+    """A module whose parameters are a matrix: `weight`, or `q_weight`, `q_scale` and what else the scheme stores."""
 
-    def __init__(self, layers: Layers, matrix: Matrix) -> None:
-        self.layers_, self.matrix = layers, matrix
-        for name, parameter in matrix.parameters.items():
-            setattr(self, name, parameter)
+    matrix: Matrix
+
+    def __init__(self, layers: Layers, rows: int, columns: int, kind: WeightKind) -> None:
+        self.layers_, self.rows, self.columns, self.kind = layers, rows, columns, kind
+
+    def assign(self, name: str) -> None:
+        """Become the weight called `name`: a scheme may store each one in its own way."""
+        self.matrix = self.layers_.matrix(name, self.rows, self.columns, self.kind)
+        for part, parameter in self.matrix.parameters.items():
+            setattr(self, part, parameter)
 
     def multiply(self, x: Tensor, bias: nn.Parameter | None, residual: Tensor | None, in_dtype: str,
                  out_dtype: str) -> Tensor:  # fmt: skip
@@ -97,6 +102,17 @@ class _MatrixModule(nn.Module):
         return op.tensor_ir_op(kernel, name, arguments, Tensor.placeholder((batch, seq, matrix.rows), out_dtype))
 
 
+def assign_weights(module: nn.Module, prefix: str = "") -> None:
+    """Give every matrix below `module` its weight, which is called by its place in the tree, as parameters are."""
+    if isinstance(module, _MatrixModule):
+        module.assign(f"{prefix}weight")
+        return
+    children = enumerate(module) if isinstance(module, nn.ModuleList) else vars(module).items()
+    for name, child in children:
+        if isinstance(child, nn.Module | nn.ModuleList):
+            assign_weights(child, f"{prefix}{name}.")
+
+
 def _is_single(batch: object, seq: object) -> bool:
     """Whether a [batch, seq, ...] tensor is known to have one row."""
     return all(isinstance(n, int | tirx.IntImm) and int(n) == 1 for n in (batch, seq))
@@ -105,11 +121,11 @@ def _is_single(batch: object, seq: object) -> bool:
 class Linear(_MatrixModule):
     """y = x W^T (+ bias) (+ residual)."""
 
-    def __init__(self, layers: Layers, matrix: Matrix, *, bias: bool = False, in_dtype: str = "float32",
-                 out_dtype: str = "float32") -> None:  # fmt: skip
-        super().__init__(layers, matrix)
+    def __init__(self, layers: Layers, rows: int, columns: int, kind: WeightKind, *, bias: bool = False,
+                 in_dtype: str = "float32", out_dtype: str = "float32") -> None:  # fmt: skip
+        super().__init__(layers, rows, columns, kind)
         self.in_dtype, self.out_dtype = in_dtype, out_dtype
-        self.bias = layers.vector(matrix.rows) if bias else None
+        self.bias = layers.vector(rows) if bias else None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[batch, seq, in_features] -> [batch, seq, out_features]."""
