@@ -10,6 +10,7 @@ from tvm import relax
 from .. import __version__
 from ..runtime.artifact import ChatConfig, KVCacheMetadata, LibraryMetadata, ParamMetadata, model_hash
 from ..runtime.errors import EngineError
+from .kernels.cpu.table import KernelTable
 from .model.modules import Layers, assign_weights
 from .model.registry import get_architecture
 from .passes.pipeline import pipeline
@@ -17,6 +18,7 @@ from .preflight import explained, require_c_compiler, reserve, workspace
 from .quantization.scheme import get_scheme
 from .target import CompileTarget
 
+_THREADS = Path(__file__).parent / "kernels/cpu/threads.c"  # goes into every library
 _ROOM = 16 << 20  # bytes: object files and library of the largest models take a part of it
 
 
@@ -41,11 +43,11 @@ def build_library(
         with explained(output, f"linking takes {_ROOM >> 20} MiB"):
             reserve(room, _ROOM)
         report(0, 4, "tracing the model")
-        module, metadata, bounds = _trace(config, target)
+        module, metadata, bounds, table = _trace(config, target)
         report(1, 4, "lowering")
         tvm_target = target.tvm_target()
         with tvm_target, tvm.transform.PassContext(opt_level=int(opt.removeprefix("O") or 2)):
-            module = pipeline(metadata, bounds, debug_dump)(module)
+            module = pipeline(metadata, bounds, table, debug_dump)(module)
             report(2, 4, "generating machine code")
             executable = relax.build(module, tvm_target, relax_pipeline=None)
         report(3, 4, "linking")
@@ -55,7 +57,9 @@ def build_library(
     return metadata
 
 
-def _trace(config: ChatConfig, target: CompileTarget) -> tuple[tvm.IRModule, LibraryMetadata, dict[str, int]]:
+def _trace(
+    config: ChatConfig, target: CompileTarget
+) -> tuple[tvm.IRModule, LibraryMetadata, dict[str, int], KernelTable]:
     architecture = get_architecture(config.model_type)
     model_config = architecture.from_dict(config.architecture)
     layers = Layers(get_scheme(config.quantization), target)
@@ -67,7 +71,7 @@ def _trace(config: ChatConfig, target: CompileTarget) -> tuple[tvm.IRModule, Lib
     metadata = _metadata(config, model_config, layers, target, named_parameters)
     bounds = {"seq_len": model_config.prefill_chunk_size, "batch_size": model_config.max_batch_size,
               "count": model_config.max_batch_size}  # fmt: skip
-    return module, metadata, bounds
+    return module, metadata, bounds, layers.table
 
 
 def _metadata(config: ChatConfig, model_config: Any, layers: Layers, target: CompileTarget,
@@ -105,8 +109,11 @@ def _link(executable: Any, folder: Path, output: Path, compiler: str) -> None:
     """Link in the workspace `folder` and move the library into place."""
     linked = folder / "library.so"
     options = ["-Wl,-s", "-Wl,--build-id=none"]  # no names of temporary files, no id: the same input, the same bytes
+    options += ["-O2", "-pthread"]
     try:
-        executable.export_library(str(linked), options=options, cc=compiler, workspace_dir=str(folder))
+        executable.export_library(
+            str(linked), addons=[str(_THREADS)], options=options, cc=compiler, workspace_dir=str(folder)
+        )
     except RuntimeError as error:
         raise EngineError(f"{output} could not be linked by {compiler} ({_linker_says(str(error))}): "
                           "$CC names another compiler") from error  # fmt: skip

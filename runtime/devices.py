@@ -4,6 +4,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,11 @@ from .errors import UsageError
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+_GROUPS = Path("/proc/self/cgroup")
 _CPUS = Path("/sys/devices/system/cpu")
+
+MAX_THREADS = 256  # as many as a library's kernels can use
+_THREAD_VARIABLES = ("MLC_NUM_THREADS", "TVM_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 def _read(path: Path) -> str:
@@ -45,6 +50,15 @@ def cpu_features() -> frozenset[str]:
     return frozenset()
 
 
+def processor_name() -> str:
+    """What the processor calls itself; its architecture where the kernel does not tell."""
+    for line in _read(_CPUINFO).splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name" and value.strip():
+            return value.strip()
+    return host_architecture()
+
+
 def physical_cores(cpus: Iterable[int]) -> int:
     """How many physical cores a set of logical processors stands for; siblings of one core count once."""
     siblings = {_read(_CPUS / f"cpu{cpu}/topology/thread_siblings_list").strip() or str(cpu) for cpu in cpus}
@@ -52,20 +66,42 @@ def physical_cores(cpus: Iterable[int]) -> int:
 
 
 def cpu_quota() -> float:
-    """How many processors the control group allows at a time; infinity without a limit (cgroup v2, then v1)."""
-    fields = _read(_CGROUP / "cpu.max").split()
-    if not fields:
-        fields = [_read(_CGROUP / f"cpu/cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
-    try:
-        quota, period = (int(field) for field in fields)
-    except ValueError:
-        return math.inf
-    return quota / period if quota > 0 and period > 0 else math.inf
+    """How many processors the control groups of this process allow at a time; infinity without a limit.
+
+    A group's limit holds for the groups inside of it too. Control groups of version 2, then of version 1.
+    """
+    quota = math.inf
+    for line in _read(_GROUPS).splitlines():
+        _, controllers, name = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        group = _CGROUP / ("cpu" if controllers else "") / name.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(_CGROUP):
+                break
+            fields = _read(folder / "cpu.max").split()
+            if controllers:
+                fields = [_read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+            with suppress(ValueError):  # "max", or a folder that is none of a group
+                allowed, period = (int(field) for field in fields)
+                if allowed > 0 and period > 0:
+                    quota = min(quota, allowed / period)
+    return quota
 
 
 def num_threads() -> int:
-    """How many threads the kernels should use: one for each physical core that this process may run on."""
-    return max(1, min(physical_cores(os.sched_getaffinity(0)), math.ceil(min(cpu_quota(), 1 << 16))))
+    """How many threads the kernels use: one for each physical core that this process may run on, unless the user says.
+
+    `MLC_NUM_THREADS` is the setting; `TVM_NUM_THREADS` and `OMP_NUM_THREADS` count where it is not set, as with other
+    programs on TVM. Raises UsageError for a value that is no number of threads.
+    """
+    for variable in _THREAD_VARIABLES:
+        if value := os.environ.get(variable):
+            if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= MAX_THREADS):
+                raise UsageError(f"{variable} is {value[:40]!r}: expected a whole number from 1 to {MAX_THREADS}")
+            return int(value)
+    cores = physical_cores(os.sched_getaffinity(0))
+    return max(1, min(cores, math.ceil(min(cpu_quota(), MAX_THREADS)), MAX_THREADS))
 
 
 def available_memory() -> int:

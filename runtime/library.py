@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from .. import __version__
 from .artifact import ChatConfig, LibraryMetadata, first_problem, model_hash
-from .devices import cpu_features, host_architecture
+from .devices import cpu_features, host_architecture, num_threads
 from .elf import read_shared_library
 from .errors import ModelFileError
 from .tvm_runtime import one_line, tvm_ffi, tvm_version
@@ -21,6 +21,7 @@ FUNCTIONS = (
     "batch_decode",
     "batch_verify",
     "create_tir_paged_kv_cache",
+    "set_num_threads",
 )  # fmt: skip
 MODEL_FOLDER = "<model folder>"  # stands in a refusal for the folder, which a library does not know
 _CPU = (1, 0)  # DLPack's kDLCPU, device 0
@@ -54,6 +55,7 @@ class Library:
             _check_model(path, metadata, config)
         library = cls(path, executable, machine, metadata)
         library._check_functions()
+        library["set_num_threads"](num_threads())
         return library
 
     def __getitem__(self, name: str) -> Any:

@@ -7,7 +7,6 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import mmap
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from .devices import num_threads
 from .errors import EngineError, ModelFileError
 
 ALIGNMENT = 64  # what compiled kernels expect of the address of a tensor
@@ -38,24 +36,9 @@ def _torch_unseen() -> Iterator[None]:
         del sys.modules["torch"]
 
 
-def _set_threads() -> None:
-    """Choose the size of TVM's thread pool, which reads the environment when it starts.
-
-    The default is half of the logical processors of the machine, each thread bound to one of the first of them,
-    whatever the process is allowed to use. The user's own settings stay.
-    """
-    if "TVM_NUM_THREADS" in os.environ or "OMP_NUM_THREADS" in os.environ:
-        return
-    threads = num_threads()
-    os.environ["TVM_NUM_THREADS"] = str(threads)
-    if threads != os.cpu_count():  # else binding would put threads on processors that are not ours
-        os.environ.setdefault("TVM_BIND_THREADS", "0")
-
-
 @cache
 def tvm_ffi() -> ModuleType:
     """The package `tvm_ffi` with TVM's runtime loaded into the process. Raises EngineError when there is none."""
-    _set_threads()
     spec = importlib.util.find_spec("tvm")
     folders = list(spec.submodule_search_locations or []) if spec else []
     library = next((path for path in (Path(f) / "lib/libtvm_runtime.so" for f in folders) if path.exists()), None)

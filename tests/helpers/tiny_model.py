@@ -198,7 +198,8 @@ class LibraryBuilder:
         functions = {var: function for var, function in self._module.functions_items() if var.name_hint not in without}
         module = tvm.IRModule(functions, attrs=self._module.attrs)
         module["_metadata"] = builder.get()["_metadata"]
-        relax.build(module, target()).export_library(str(output))
+        threads = Path(__file__).parents[2] / "compiler/kernels/cpu/threads.c"
+        relax.build(module, target()).export_library(str(output), addons=[str(threads)], options=["-pthread"])
         return output
 
 

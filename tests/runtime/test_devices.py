@@ -14,7 +14,7 @@ from mlc_llm.runtime.errors import UsageError
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty /proc and /sys to fill."""
-    for name in ("_CPUINFO", "_MEMINFO", "_CGROUP", "_CPUS"):
+    for name in ("_CPUINFO", "_MEMINFO", "_CGROUP", "_GROUPS", "_CPUS"):
         monkeypatch.setattr(devices, name, tmp_path / name)
     for name in ("_CGROUP", "_CPUS"):
         (tmp_path / name).mkdir()
@@ -70,21 +70,29 @@ def test_siblings_of_a_core_count_once(kernel: Path) -> None:
     assert devices.physical_cores([7, 8]) == 2  # nothing is known of them
 
 
+V1 = "3:memory:/m\n2:cpu,cpuacct:/docker/7\n1:name=systemd:/\n"
+
+
 @pytest.mark.parametrize(
-    ("files", "quota"),
+    ("groups", "files", "quota"),
     [
-        ({}, math.inf),
-        ({"cpu.max": "max 100000\n"}, math.inf),
-        ({"cpu.max": "150000 100000\n"}, 1.5),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, math.inf),
-        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3.0),
-        ({"cpu.max": "nonsense"}, math.inf),
+        ("", {}, math.inf),
+        ("0::/\n", {}, math.inf),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/\n", {"cpu.max": "nonsense"}, math.inf),
+        ("0::/a.slice/b:c\n", {"a.slice/b:c/cpu.max": "300000 100000\n"}, 3.0),
+        ("0::/a.slice/b\n", {"a.slice/b/cpu.max": "max 100000\n", "a.slice/cpu.max": "50000 100000\n"}, 0.5),
+        (V1, {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, math.inf),
+        (V1, {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3.0),
+        (V1, {"cpu/docker/7/cpu.cfs_quota_us": "200000", "cpu/docker/7/cpu.cfs_period_us": "100000"}, 2.0),
     ],
 )
-def test_the_quota_of_the_control_group(kernel: Path, files: dict[str, str], quota: float) -> None:
+def test_the_quota_of_the_control_group(kernel: Path, groups: str, files: dict[str, str], quota: float) -> None:
+    (kernel / "_GROUPS").write_text(groups)
     for name, text in files.items():
         path = kernel / "_CGROUP" / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text(text)
     assert devices.cpu_quota() == quota
 
@@ -93,9 +101,38 @@ def test_the_quota_of_the_control_group(kernel: Path, files: dict[str, str], quo
 def test_threads_are_cores_that_this_process_may_use(
     kernel: Path, quota: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("MLC_NUM_THREADS", "TVM_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2, 5})
+    (kernel / "_GROUPS").write_text("0::/\n")
     (kernel / "_CGROUP" / "cpu.max").write_text(quota)
     assert devices.num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads"),
+    [
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "3", "TVM_NUM_THREADS": "256"}, 256),
+        ({"TVM_NUM_THREADS": "5", "MLC_NUM_THREADS": "1"}, 1),
+        ({"MLC_NUM_THREADS": "", "TVM_NUM_THREADS": "5"}, 5),
+    ],
+)
+def test_the_user_may_say_how_many_threads(
+    variables: dict[str, str], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLC_NUM_THREADS", "TVM_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert devices.num_threads() == threads
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "257", "two", "1.5", "\u0663", "9" * 5000])
+def test_a_number_of_threads_that_is_none_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLC_NUM_THREADS", value)
+    with pytest.raises(UsageError, match=r"MLC_NUM_THREADS is .*: expected a whole number from 1 to 256"):
+        devices.num_threads()
 
 
 def test_memory_is_what_both_the_machine_and_the_group_have_left(kernel: Path) -> None:

@@ -47,33 +47,8 @@ def test_torch_can_be_imported_afterwards_and_stays_where_it_was_before(monkeypa
         assert sys.modules["torch"] is not None
 
 
-@pytest.mark.parametrize(
-    ("environment", "cpus", "expected"),
-    [
-        ({}, 8, ("3", "0")),
-        ({}, 3, ("3", None)),  # all processors are ours, so that binding threads to them is right
-        ({"TVM_NUM_THREADS": "7"}, 8, ("7", None)),
-        ({"OMP_NUM_THREADS": "7"}, 8, (None, None)),
-        ({"TVM_BIND_THREADS": "1"}, 8, ("3", "1")),
-    ],
-)
-def test_threads_are_set_unless_the_user_did(
-    environment: dict[str, str], cpus: int, expected: tuple[str | None, str | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("TVM_NUM_THREADS", "OMP_NUM_THREADS", "TVM_BIND_THREADS"):
-        monkeypatch.setenv(name, "")  # so that the end of the test undoes what the code sets
-        monkeypatch.delenv(name)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(tvm_runtime, "num_threads", lambda: 3)
-    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
-    tvm_runtime._set_threads()
-    assert (os.environ.get("TVM_NUM_THREADS"), os.environ.get("TVM_BIND_THREADS")) == expected
-
-
 def test_a_missing_runtime_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     load = tvm_runtime.tvm_ffi.__wrapped__
-    monkeypatch.setenv("TVM_NUM_THREADS", "2")
     for spec in (None, SimpleNamespace(submodule_search_locations=[str(tmp_path)])):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, spec=spec: spec)
         with pytest.raises(EngineError, match=r"libtvm_runtime\.so\) is missing: run `pip install apache-tvm`"):
