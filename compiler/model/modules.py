@@ -12,7 +12,8 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
 from ..kernels.cpu import layers as cpu_layers
-from ..kernels.cpu.matmul import Matmul, gemm, gemv
+from ..kernels.cpu import table as operations
+from ..kernels.cpu.matmul import Matmul
 from ..quantization.scheme import Scheme
 from ..target import CompileTarget
 from .architecture import Weight, WeightKind
@@ -22,8 +23,9 @@ from .matrix import Matrix, stored_vector
 class Layers:
     """Makes layers for one quantization scheme and one target, and collects the kernels that loading needs."""
 
-    def __init__(self, scheme: Scheme, target: CompileTarget) -> None:
+    def __init__(self, scheme: Scheme, target: CompileTarget, activation_bits: int = 16) -> None:
         self.scheme, self.target = scheme, target
+        self.table = operations.KernelTable(target, activation_bits)
         self.kv_dtype = target.kv_dtype(scheme.model_dtype)
         self.preprocs: dict[str, tirx.PrimFunc] = {}
         self._kernels: dict[object, tirx.PrimFunc] = {}
@@ -63,14 +65,6 @@ class Layers:
             self._kernels[key] = make(*args, **kwargs)  # type: ignore[operator]
         return self._kernels[key]
 
-    def gemm_tiling(self) -> dict[str, int]:
-        """Rows and weight tiles of a GEMM block: the accumulators fill the vector registers, two or three spare."""
-        registers_per_tile = 16 // self.target.lanes
-        tiles_at_once = 2 if self.target.lanes == 16 else 1
-        spare = tiles_at_once * registers_per_tile + 1
-        rows = (self.target.vector_registers - spare) // (tiles_at_once * registers_per_tile)
-        return {"rows": min(rows, 12), "tiles_at_once": tiles_at_once}
-
 
 class _MatrixModule(nn.Module):
     """A module whose parameters are a matrix: `weight`, or `q_weight`, `q_scale` and what else the scheme stores."""
@@ -92,12 +86,9 @@ class _MatrixModule(nn.Module):
         key = Matmul(matrix.rows, matrix.columns, matrix.storage, in_dtype, out_dtype, bias is not None,
                      residual is not None)  # fmt: skip
         batch, seq, _ = x.shape
-        single = _is_single(batch, seq)
-        if single:
-            kernel = layers.kernel((key, "gemv"), gemv, key)
-        else:
-            kernel = layers.kernel((key, "gemm"), gemm, key, **layers.gemm_tiling())
-        name = f"matmul_{matrix.rows}x{matrix.columns}_{'gemv' if single else 'gemm'}"
+        single = is_single(batch, seq)
+        kernel = layers.table.function(key, single=single)
+        name = layers.table.name(key, single=single)
         arguments = [x, *matrix.parameters.values()] + [a for a in (bias, residual) if a is not None]
         return op.tensor_ir_op(kernel, name, arguments, Tensor.placeholder((batch, seq, matrix.rows), out_dtype))
 
@@ -113,7 +104,7 @@ def assign_weights(module: nn.Module, prefix: str = "") -> None:
             assign_weights(child, f"{prefix}{name}.")
 
 
-def _is_single(batch: object, seq: object) -> bool:
+def is_single(batch: object, seq: object) -> bool:
     """Whether a [batch, seq, ...] tensor is known to have one row."""
     return all(isinstance(n, int | tirx.IntImm) and int(n) == 1 for n in (batch, seq))
 
@@ -157,9 +148,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 [batch, seq, features] -> the same."""
-        single = _is_single(*x.shape[:2])
-        key = ("rms_norm", self.features, self.eps, single)
-        kernel = self.layers_.kernel(key, cpu_layers.rms_norm, self.features, self.eps, single=single)
+        operation, single = operations.RMSNorm(self.features, self.eps), is_single(*x.shape[:2])
+        kernel = self.layers_.table.function(operation, single=single)
         return op.tensor_ir_op(kernel, "rms_norm", [x, self.weight], Tensor.placeholder(x.shape, "float32"))
 
 
@@ -172,8 +162,6 @@ class SiluMul(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """float32 [batch, seq, 2 x features] -> [batch, seq, features]."""
         batch, seq, _ = x.shape
-        single = _is_single(batch, seq)
-        kernel = self.layers_.kernel(
-            ("silu_mul", self.features, single), cpu_layers.silu_mul, self.features, single=single
-        )
+        operation, single = operations.SwiGLU(self.features), is_single(batch, seq)
+        kernel = self.layers_.table.function(operation, single=single)
         return op.tensor_ir_op(kernel, "silu_mul", [x], Tensor.placeholder((batch, seq, self.features), "float32"))

@@ -6,18 +6,24 @@ import tvm
 from tvm import relax
 
 from ...runtime.artifact import LibraryMetadata
+from ..kernels.cpu.table import KernelTable
 from .attach_metadata import AttachMetadata
 from .attach_variable_bounds import AttachVariableBounds
 from .debug_dump import DebugDump
+from .fuse_matmul import FuseMatmul
 
 
-def pipeline(metadata: LibraryMetadata, bounds: dict[str, int], debug_dump: Path | None) -> tvm.transform.Pass:
+def pipeline(
+    metadata: LibraryMetadata, bounds: dict[str, int], table: KernelTable, debug_dump: Path | None
+) -> tvm.transform.Pass:
     """The whole pipeline. `bounds`: symbolic variable -> its largest value; `debug_dump`: a folder for each stage."""
     return tvm.transform.Sequential(
         [
             DebugDump(debug_dump, "0-traced"),
             AttachVariableBounds(bounds),
             # graph
+            FuseMatmul(table),
+            relax.transform.DeadCodeElimination(),
             relax.transform.LegalizeOps(),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FoldConstant(),

@@ -21,6 +21,7 @@ from .vector import float32_of_half_bits
 
 TILE = 16  # rows of a tile: one AVX-512 vector, two of AVX2, four of NEON or SSE
 TILE_MULTIPLE = 2  # kernels may take two tiles at a time
+_AHEAD = 16  # words of prefetching: 1 KB
 
 
 def tiles(rows: int) -> int:
@@ -63,7 +64,7 @@ def packed_dtype(dtype: str, *, converts_float16: bool) -> str:
 
 @dataclass(frozen=True)
 class GroupStorage:
-    """Unsigned codes of `bits` in 32-bit words and, for each `group_size` inputs of a row, a scale and perhaps a minimum:
+    """Unsigned codes of `bits` in 32-bit words and, for each `group_size` inputs of a row, a scale, perhaps a minimum:
 
         weight = (code - zero_point) * scale (+ minimum)
 
@@ -88,7 +89,7 @@ class GroupStorage:
         return -(-columns // self.group_size)
 
     def parts(self, rows: int, columns: int) -> dict[str, tuple[tuple[int, int, int], str]]:
-        """The packed tensors of a matrix [rows, columns] in the order in which kernels take them: name -> shape, type."""
+        """The packed tensors of a matrix [rows, columns] in the order of kernels' arguments: name -> shape, type."""
         groups = self.groups(columns)
         parts = {
             "words": (tiled_shape(rows, groups * self.words_per_group), "int32"),
@@ -116,6 +117,13 @@ class DenseStorage:
         return {"weight": (tiled_shape(rows, columns), self.dtype)}
 
 
+def _prefetch_line(buffer, index) -> None:
+    """Ask for the cache line of an element to be brought into the second-level cache."""
+    read, second_level, data = T.int32(0), T.int32(2), T.int32(1)
+    address = T.address_of(buffer[index])
+    T.evaluate(T.call_llvm_intrin("llvm.prefetch", address, read, second_level, data, dtype="void"))
+
+
 class PackedWeight:
     """The arguments of a kernel that hold one matrix [rows, columns], and how to read 16 rows of it at a time."""
 
@@ -138,6 +146,16 @@ class PackedWeight:
     def column(self, tile, column):
         """float32 x 16: one column of plain numbers."""
         return widen(self.buffers["weight"][tile, column, lanes(0)], self.storage.dtype)
+
+    def prefetch(self, tile, group) -> None:
+        """Ask for the words and scales that follow a group at a distance, in this tile or the next: memory is slower
+        than the kernels, and the processor's own prediction starts anew with each page."""
+        words, *others = self.buffers.items()
+        per_group = self.storage.words_per_group
+        for word in range(per_group):
+            _prefetch_line(words[1], (tile, group * per_group + word + _AHEAD, 0))
+        for _, buffer in others:
+            _prefetch_line(buffer, (tile, group + max(2, _AHEAD // per_group), 0))
 
     def element(self, tile, lane, column):
         """float32: the weight of one row and column."""
@@ -178,7 +196,7 @@ def pack_rows(name: str, rows: int, units: int, dtype: str, packed_dtype: str, *
 
 
 def pack_codes(name: str, rows: int, groups: int, *, bits: int, group_size: int, transposed: bool) -> tirx.PrimFunc:
-    """A kernel that tiles stored words of 3-bit codes as words of 4-bit codes, which kernels read without crossing bytes."""
+    """A kernel that tiles stored words of 3-bit codes as words of 4-bit codes, none of which crosses a byte."""
     stored_words, per_word = group_size // (32 // bits), 32 // bits
     units = groups * stored_words
     packed_words = group_size // 8

@@ -6,8 +6,9 @@ import pytest
 import tvm
 from numpy.typing import NDArray
 
+from mlc_llm.compiler.kernels.cpu.float_matmul import gemm, gemv, tiling
 from mlc_llm.compiler.kernels.cpu.layers import embedding, rms_norm, silu_mul
-from mlc_llm.compiler.kernels.cpu.matmul import Matmul, gemm, gemv
+from mlc_llm.compiler.kernels.cpu.matmul import Matmul
 from mlc_llm.compiler.kernels.cpu.storage import (
     DenseStorage,
     GroupStorage,
@@ -22,7 +23,6 @@ from mlc_llm.compiler.target import resolve_target
 
 Array = NDArray[np.generic]
 TARGETS = ["x86-64", "x86-64-v3", "native"]
-TILING = {"x86-64": (2, 1), "x86-64-v3": (6, 1), "native": (12, 2)}
 
 
 def run(function: tvm.tirx.PrimFunc, processor: str, *arrays: Array) -> None:
@@ -93,14 +93,14 @@ def weights(
 def test_products_equal_numpy(processor: str, scheme: str, n: int, k: int) -> None:
     storage, packed, matrix = weights(scheme, n, k, processor)
     rng = np.random.default_rng(0)
-    rows, tiles_at_once = TILING[processor]
+    target = resolve_target(f"cpu:{processor}")
     bias = rng.standard_normal(n).astype(np.float32)
     for shape, fused in [((1, 1), False), ((1, 1), True), ((1, 13), True), ((3, 1), False)]:
         x = rng.standard_normal((*shape, k)).astype(np.float32)
         residual = rng.standard_normal((*shape, n)).astype(np.float32)
         y = np.full((*shape, n), np.nan, np.float32)
         op = Matmul(n, k, storage, bias=fused, residual=fused)
-        function = gemv(op) if shape == (1, 1) else gemm(op, rows=rows, tiles_at_once=tiles_at_once)
+        function = gemv(op) if shape == (1, 1) else gemm(op, **tiling(target.lanes, target.vector_registers))
         run(function, processor, x, *packed, *([bias, residual] if fused else []), y)
         expected = x @ matrix.T + (bias + residual if fused else 0)
         # the stored scheme rounds each weight to 11 or 8 bits; the kernels multiply code and scale exactly

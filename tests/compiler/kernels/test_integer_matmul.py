@@ -1,0 +1,138 @@
+"""Multiplication kernels with quantized activations against float64 numpy: storages, tails, fused norms, activations,
+biases and residuals, for every instruction set with integer dot products that this machine can run."""
+
+import numpy as np
+import pytest
+import tvm
+from numpy.typing import NDArray
+
+from mlc_llm.compiler.kernels.cpu import integer_matmul
+from mlc_llm.compiler.kernels.cpu.dot import IntegerDot, integer_dot
+from mlc_llm.compiler.kernels.cpu.matmul import Matmul
+from mlc_llm.compiler.kernels.cpu.storage import TILE, GroupStorage, tiles
+from mlc_llm.compiler.target import CompileTarget, resolve_target
+from mlc_llm.runtime.devices import cpu_features
+
+Array = NDArray[np.generic]
+# processor -> what it needs of the machine that runs the test
+_PROCESSORS = {"znver4": {"avx512_vnni", "avx512vl", "avx512_bf16"}}
+RUNNABLE = [name for name, needs in _PROCESSORS.items() if needs <= cpu_features()]
+# largest error of an output relative to the length of its row of x: 16-bit and 8-bit activations
+TOLERANCE = {2: 1e-4, 1: 2e-2}
+
+pytestmark = pytest.mark.skipif(not RUNNABLE, reason="no integer dot products on this machine")
+
+
+def target_of(processor: str) -> tuple[CompileTarget, IntegerDot]:
+    target = resolve_target(f"cpu:{processor}")
+    dot = integer_dot(target)
+    assert dot is not None
+    return target, dot
+
+
+def random_weights(storage: GroupStorage, n: int, k: int, seed: int = 0) -> tuple[list[Array], NDArray[np.float64]]:
+    """(packed tensors, the matrix [n, k] that they stand for)."""
+    rng = np.random.default_rng(seed)
+    groups, rows = storage.groups(k), tiles(n) * TILE
+    codes = rng.integers(0, 2**storage.bits, (rows, groups * storage.group_size))
+    scales = (rng.standard_normal((rows, groups)) * 0.01).astype(np.float16)
+    minima = (rng.standard_normal((rows, groups)) * 0.1).astype(np.float16)
+    per_word = storage.codes_per_word
+    words = np.zeros((rows, groups * storage.words_per_group), np.uint32)
+    for i in range(per_word):
+        words |= codes[:, i::per_word].astype(np.uint32) << np.uint32(i * storage.bits)
+
+    def packed(a: Array) -> Array:
+        return np.ascontiguousarray(a.reshape(tiles(n), TILE, -1).transpose(0, 2, 1))
+
+    grouped = (codes - storage.zero_point).reshape(rows, groups, -1).astype(np.float64)
+    matrix = grouped * scales[:, :, None].astype(np.float64)
+    tensors = [packed(words.view(np.int32)), packed(scales)]
+    if storage.minimum:
+        matrix += minima[:, :, None]
+        tensors.append(packed(minima))
+    return tensors, matrix.reshape(rows, -1)[:n, :k]
+
+
+def run(function: tvm.tirx.PrimFunc, target: CompileTarget, *arrays: Array) -> Array:
+    """Compile and run a kernel; returns what it made of the last array."""
+    module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
+    tensors = [tvm.runtime.tensor(array) for array in arrays]
+    tvm.compile(module, target=target.tvm_target())["kernel"](*tensors)
+    result: Array = tensors[-1].numpy()
+    return result
+
+
+STORAGES = {
+    "q4": GroupStorage(4, 32, "float16", 7),
+    "q4 group 40": GroupStorage(4, 40, "float16", 3),
+    "q4 with minimum": GroupStorage(4, 32, "float16", 0, minimum=True),
+    "q8": GroupStorage(8, 32, "float16", 128),
+    "q8 group 16 with minimum": GroupStorage(8, 16, "float16", 32, minimum=True),
+}
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("processor", RUNNABLE)
+@pytest.mark.parametrize("storage", STORAGES.values(), ids=STORAGES.keys())
+@pytest.mark.parametrize(("n", "k"), [(64, 96), (41, 72), (16, 33)])
+def test_products_equal_numpy(storage: GroupStorage, processor: str, planes: int, n: int, k: int) -> None:
+    target, dot = target_of(processor)
+    tensors, matrix = random_weights(storage, n, k)
+    rng = np.random.default_rng(1)
+    op = Matmul(n, k, storage)
+    for function, shape in [
+        (integer_matmul.gemv(op, dot, planes), (1, 1)),
+        (integer_matmul.gemm(op, dot, planes), (1, 3)),
+        (integer_matmul.gemm(op, dot, planes), (67, 1)),
+    ]:
+        x = rng.standard_normal((*shape, k)).astype(np.float32) * np.float32(3)
+        y = run(function, target, x, *tensors, np.full((*shape, n), np.nan, np.float32))
+        scale = np.linalg.norm(x, axis=-1, keepdims=True) * np.abs(matrix).max()
+        error = np.abs(y - x.astype(np.float64) @ matrix.T) / scale
+        assert error.max() < TOLERANCE[planes]
+
+
+@pytest.mark.parametrize("processor", RUNNABLE)
+@pytest.mark.parametrize("rows", [1, 5])
+def test_norm_bias_and_residual_are_part_of_the_kernel(processor: str, rows: int) -> None:
+    target, dot = target_of(processor)
+    n, k, eps = 48, 100, 1e-5
+    tensors, matrix = random_weights(STORAGES["q4"], n, k)
+    rng = np.random.default_rng(2)
+    x, norm = rng.standard_normal((1, rows, k)).astype(np.float32), rng.standard_normal(k).astype(np.float32)
+    bias, residual = rng.standard_normal(n).astype(np.float32), rng.standard_normal((1, rows, n)).astype(np.float32)
+    op = Matmul(n, k, STORAGES["q4"], bias=True, residual=True, norm_eps=eps)
+    kernel = integer_matmul.gemv if rows == 1 else integer_matmul.gemm
+    y = run(kernel(op, dot, 2), target, x, norm, *tensors, bias, residual, np.zeros((1, rows, n), np.float32))
+    normed = x / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True) + eps) * norm
+    np.testing.assert_allclose(y, normed @ matrix.T + bias + residual, atol=2e-3)
+
+
+@pytest.mark.parametrize("processor", RUNNABLE)
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("bias", [False, True])
+def test_swiglu_is_part_of_the_kernel(processor: str, rows: int, bias: bool) -> None:
+    target, dot = target_of(processor)
+    n, k = 96, 64
+    tensors, matrix = random_weights(STORAGES["q4"], n, k)
+    rng = np.random.default_rng(3)
+    x, b = rng.standard_normal((1, rows, k)).astype(np.float32) * 20, rng.standard_normal(n).astype(np.float32)
+    op = Matmul(n, k, STORAGES["q4"], bias=bias, swiglu=True)
+    kernel = integer_matmul.gemv if rows == 1 else integer_matmul.gemm
+    y = run(kernel(op, dot, 2), target, x, *tensors, *([b] if bias else []), np.zeros((1, rows, n // 2), np.float32))
+    gate, up = np.split(x @ matrix.T + (b if bias else 0), 2, axis=-1)
+    np.testing.assert_allclose(y, gate / (1 + np.exp(-gate)) * up, atol=2e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("processor", RUNNABLE)
+def test_zero_rows_and_extreme_values(processor: str) -> None:
+    target, dot = target_of(processor)
+    tensors, matrix = random_weights(STORAGES["q4"], 32, 64)
+    x = np.zeros((1, 4, 64), np.float32)
+    x[0, 1], x[0, 2, 5], x[0, 3, 7] = 1e-20, 3e4, -1e-38
+    op = Matmul(32, 64, STORAGES["q4"])
+    y = run(integer_matmul.gemm(op, dot, 2), target, x, *tensors, np.full((1, 4, 32), np.nan, np.float32))
+    assert (y[0, 0] == 0).all()
+    assert np.isfinite(y).all()
+    np.testing.assert_allclose(y[0, 2], x[0, 2] @ matrix.T, rtol=1e-4)
