@@ -30,6 +30,7 @@ from wrong_inputs import (
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 250000\n"
 COMPILE = "mlc compile tiny-llama"
 CHAT = "mlc chat compiled -p Hi"
+BENCH = "mlc bench compiled"
 
 SECTIONS: dict[str, list[Case]] = {
     "Source weights": [
@@ -604,6 +605,32 @@ SECTIONS: dict[str, list[Case]] = {
             "a device that this version lacks",
             CHAT + " --device cuda",
             "device 'cuda' is not supported yet: use 'cpu' or 'auto'",
+            2,
+        ),
+    ],
+    "Benchmarks": [
+        Case(
+            "a batch of nothing",
+            BENCH + " --batch-size 1,0",
+            "Invalid value for '--batch-size': '1,0': expected whole numbers from 1 to 1048576, separated by commas (see 'mlc bench --help')",
+            2,
+        ),
+        Case(
+            "a prompt longer than the context",
+            BENCH + " --prompt-length 64,512",
+            "--prompt-length 512: the library's context holds 256 tokens",
+            2,
+        ),
+        Case(
+            "more tokens than the context",
+            BENCH + " --prompt-length 8 --depth 200",
+            "--depth 200 and --generate 128 make 328 tokens: the library's context holds 256",
+            2,
+        ),
+        Case(
+            "a batch larger than the library's",
+            BENCH + " --prompt-length 8 --generate 8 --batch-size 1000",
+            "--batch-size 1000: the library takes at most 128 sequences",
             2,
         ),
     ],
