@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .models import find_or_compile
 from .options import FILE_OR_FOLDER
 from .output import print_columns, print_json, print_table, size
 from .progress import Lines
@@ -94,6 +93,7 @@ def command(
       mlc bench SmolLM2-135M-Instruct --prompt-length 512,4096 --batch-size 1,8 --depth 32,4096
     """
     from ..serve.bench import Workload, bench
+    from .models import find_or_compile
 
     if threads is not None:
         os.environ["MLC_NUM_THREADS"] = str(threads)

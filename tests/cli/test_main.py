@@ -67,7 +67,7 @@ def test_debug_shows_the_traceback(mlc: Run, failing: Callable[[BaseException], 
     ("argv", "line"),
     [
         (["chta"], "Error: 'chta' is not a command: did you mean 'chat'? (see 'mlc --help')\n"),
-        (["zzz"], "Error: 'zzz' is not a command: the commands are chat, compile, convert_weight, gen_config, show "
+        (["zzz"], "Error: 'zzz' is not a command: the commands are bench, chat, compile, convert_weight, gen_config, show "
                   "(see 'mlc --help')\n"),
         (["show"], "Error: Missing argument 'PATH' (see 'mlc show --help')\n"),
         (["chat", "--temperature", "hot"],
@@ -100,7 +100,7 @@ def test_help_loads_neither_tvm_nor_compiler_nor_serve() -> None:
     code = """
 import sys
 from mlc_llm.cli.main import run
-for argv in (["--help"], ["chat", "--help"], ["compile", "--help"], ["--version"]):
+for argv in (["--help"], ["bench", "--help"], ["chat", "--help"], ["compile", "--help"], ["--version"]):
     assert run(argv) == 0, argv
 heavy = ("tvm", "tvm_ffi", "numpy", "pydantic", "rich", "prompt_toolkit", "mlc_llm.compiler", "mlc_llm.serve")
 print([name for name in heavy if name in sys.modules], file=sys.stderr)
