@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     default="O2",
     show_default=True,
     metavar="LEVEL",
-    help="Level of TVM's own passes: O0, O1, O2 or O3. The CPU kernels are the same at all of them.",
+    help="O0, O1, O2: accurate, with 16-bit activations. O3: faster on long prompts and in batches, with 8-bit "
+    'activations. Or one choice: "activation_bits=32" is float32 arithmetic.',
 )
 @click.option(
     "--host",

@@ -7,12 +7,13 @@ from typing import Any
 from ..runtime.artifact import ChatConfig, library_places, load_chat_config
 from .inputs import compiled_config, folder_config, open_model
 from .layout import compiled_folder, folder_layout, source_layout
-from .options import DEFAULT_QUANTIZATION, CompileOptions, check_conv_template, check_options
-from .overrides import parse_opt, parse_overrides
+from .options import CompileOptions, check_conv_template, check_options
+from .optimization import parse_opt
+from .overrides import parse_overrides
 from .plan import CompilePlan, plan
 from .preflight import require_c_compiler
 from .progress import SILENT, Progress, downloads
-from .quantization.scheme import get_scheme
+from .quantization.choice import check_quantization, choose_scheme
 from .stages import build_folder, build_library_file, writing
 from .target.target import resolve_target
 from .weights import WeightSummary, plan_weights
@@ -65,8 +66,8 @@ def compile_model(options: CompileOptions, progress: Progress = SILENT) -> Compi
         compiled_folder(options.model, downloads(progress))  # the weights, now that nothing speaks against it
         stages = {}
     else:
-        scheme = checked.scheme or get_scheme(DEFAULT_QUANTIZATION)
         model = open_model(options.model, checked.model_type, checked.overrides, progress)
+        scheme = choose_scheme(checked.quantization, model.source, model.weights)
         layout = source_layout(model.source.name, scheme.name, checked)
         with writing(layout.folder, progress):
             stages = build_folder(
@@ -133,8 +134,9 @@ def convert_weight(
 
     Raises UsageError, ModelFileError, EngineError.
     """
-    scheme = get_scheme(quantization)
+    check_quantization(quantization)
     opened = open_model(model, model_type, {}, progress)
+    scheme = choose_scheme(quantization, opened.source, opened.weights)
     with writing(output, progress):
         build_folder(
             opened,
@@ -163,10 +165,11 @@ def gen_config(
 
     `conv_template` None takes the model's own chat template. Raises UsageError, ModelFileError, EngineError.
     """
-    scheme = get_scheme(quantization)
+    check_quantization(quantization)
     check_conv_template(conv_template)
     parsed = parse_overrides(overrides)
     opened = open_model(model, model_type, parsed, progress)
+    scheme = choose_scheme(quantization, opened.source, opened.weights)
     with writing(output, progress):
         build_folder(
             opened,

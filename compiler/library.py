@@ -13,9 +13,10 @@ from ..runtime.errors import EngineError
 from .kernels.cpu.table import KernelTable
 from .model.modules import Layers, assign_weights
 from .model.registry import get_architecture
+from .optimization import Optimization
 from .passes.pipeline import pipeline
 from .preflight import explained, require_c_compiler, reserve, workspace
-from .quantization.scheme import get_scheme
+from .quantization.choice import folder_scheme
 from .target import CompileTarget
 
 _THREADS = Path(__file__).parent / "kernels/cpu/threads.c"  # goes into every library
@@ -27,7 +28,7 @@ def build_library(
     output: Path,
     *,
     target: CompileTarget,
-    opt: str = "O2",
+    opt: Optimization | None = None,
     debug_dump: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> LibraryMetadata:
@@ -36,6 +37,7 @@ def build_library(
     `progress` is called with (steps done, steps in all, what comes next). Raises EngineError without a C compiler
     or when the file cannot be written.
     """
+    opt = opt or Optimization()
     compiler = require_c_compiler(target.host_triple)
     report = progress or (lambda done, total, what: None)
     with workspace(output) as folder:
@@ -43,10 +45,10 @@ def build_library(
         with explained(output, f"linking takes {_ROOM >> 20} MiB"):
             reserve(room, _ROOM)
         report(0, 4, "tracing the model")
-        module, metadata, bounds, table = _trace(config, target)
+        module, metadata, bounds, table = _trace(config, target, opt)
         report(1, 4, "lowering")
         tvm_target = target.tvm_target()
-        with tvm_target, tvm.transform.PassContext(opt_level=int(opt.removeprefix("O") or 2)):
+        with tvm_target, tvm.transform.PassContext(opt_level=opt.passes):
             module = pipeline(metadata, bounds, table, debug_dump)(module)
             report(2, 4, "generating machine code")
             executable = relax.build(module, tvm_target, relax_pipeline=None)
@@ -58,11 +60,11 @@ def build_library(
 
 
 def _trace(
-    config: ChatConfig, target: CompileTarget
+    config: ChatConfig, target: CompileTarget, opt: Optimization
 ) -> tuple[tvm.IRModule, LibraryMetadata, dict[str, int], KernelTable]:
     architecture = get_architecture(config.model_type)
     model_config = architecture.from_dict(config.architecture)
-    layers = Layers(get_scheme(config.quantization), target)
+    layers = Layers(folder_scheme(config), target, opt.activation_bits)
     model = architecture.build(model_config, layers)
     assign_weights(model)
     module, named_parameters = model.export_tvm(spec=model.specification())

@@ -4,18 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.errors import UsageError
-from .overrides import parse_opt, parse_overrides
-from .quantization.scheme import Scheme, get_scheme
+from .optimization import Optimization, parse_opt
+from .overrides import parse_overrides
+from .quantization.choice import check_quantization
 from .target.target import CompileTarget, resolve_target
-
-DEFAULT_QUANTIZATION = "q4f16_1"
 
 
 @dataclass(frozen=True)
 class CompileOptions:
     """The options of `mlc compile`, as given.
 
-    quantization: None is q4f16_1, or what a compiled folder is quantized to.
+    quantization: None is q4f16_1, or the blocks of a GGUF file as they are, or what a compiled folder is quantized to.
     output: None puts everything below `dist/`; `x.so` names the library; any other path is the model folder, and the
         library goes into it.
     conv_template: a name of `templates.NAMED_TEMPLATES`; None takes the model's own.
@@ -39,11 +38,11 @@ class CheckedOptions:
     """Options whose values are known to be good; nothing has been read or written to find out."""
 
     model: str
-    scheme: Scheme | None
+    quantization: str | None
     target: CompileTarget
     model_type: str
     overrides: dict[str, int]
-    opt: str
+    opt: Optimization
     output: Path | None
     conv_template: str | None
     debug_dump: Path | None
@@ -65,12 +64,13 @@ def check_options(options: CompileOptions) -> CheckedOptions:
     if output is not None and output.suffix != ".so" and output.exists() and not output.is_dir():
         raise UsageError(f"-o {output} is a file: name a folder for the model, or a .so file for its library")
     check_conv_template(options.conv_template)
-    scheme = None if options.quantization is None else get_scheme(options.quantization)
+    if options.quantization is not None:
+        check_quantization(options.quantization)
     overrides = parse_overrides(options.overrides)
     target = resolve_target(options.device, options.host)
     return CheckedOptions(
         model=options.model,
-        scheme=scheme,
+        quantization=options.quantization,
         target=target,
         model_type=options.model_type,
         overrides=overrides,

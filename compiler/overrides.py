@@ -1,4 +1,4 @@
-"""`--overrides k=v;k=v` and `--opt`: parsed, bounded, applied; what cannot be honoured is refused."""
+"""`--overrides k=v;k=v`: parsed, bounded, applied; what cannot be honoured is refused."""
 
 import difflib
 from collections.abc import Mapping
@@ -41,21 +41,9 @@ _SINGLE = {
     "disaggregation": "prefill and decode run in one process",
 }
 
-OPT_LEVELS = ("O0", "O1", "O2", "O3")
-# upstream's flag -> the value that asks for nothing
-_OPT_FLAGS = {
-    "flashinfer": "0",
-    "cublas_gemm": "0",
-    "faster_transformer": "0",
-    "cudagraph": "0",
-    "cutlass": "0",
-    "ipc_allreduce_strategy": "NONE",
-}
-
-
-def _pairs(text: str, flag: str, known: Mapping[str, object]) -> list[tuple[str, str]]:
+def pairs(text: str, flag: str, known: Mapping[str, object]) -> list[tuple[str, str]]:
     """Split `k=v;k=v`. Raises UsageError for a missing `=`, an unknown key or a key given twice."""
-    pairs: dict[str, str] = {}
+    found: dict[str, str] = {}
     for item in filter(None, (part.strip() for part in text.split(";"))):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
@@ -64,16 +52,16 @@ def _pairs(text: str, flag: str, known: Mapping[str, object]) -> list[tuple[str,
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise UsageError(f"{flag} {key!r:.80} is unknown: {hint}known are {', '.join(known)}")
-        if key in pairs:
-            raise UsageError(f"{flag} gives {key} twice: {pairs[key]} and {value}")
-        pairs[key] = value
-    return list(pairs.items())
+        if key in found:
+            raise UsageError(f"{flag} gives {key} twice: {found[key]} and {value}")
+        found[key] = value
+    return list(found.items())
 
 
 def parse_overrides(text: str) -> dict[str, int]:
     """Parse `--overrides`. Raises UsageError naming the key, the value seen and the values wanted."""
     overrides = {}
-    for key, value in _pairs(text, "--overrides", _KEYS):
+    for key, value in pairs(text, "--overrides", _KEYS):
         try:
             number = int(value) if value.lower() not in ("true", "false") else int(value.lower() == "true")
         except ValueError:
@@ -109,19 +97,3 @@ def check_applied(overrides: Mapping[str, int], config: Mapping[str, Any]) -> No
                              "the context window")  # fmt: skip
         if config.get(key, value) != value:
             raise UsageError(f"--overrides {key}={value}: this model has {key} = {config[key]} and cannot change it")
-
-
-def parse_opt(text: str, device: str) -> str:
-    """Parse `--opt`: a level, or upstream's flags. Returns the level.
-
-    The flags name CUDA libraries, so their "off" values are accepted and anything else is refused. Raises UsageError.
-    """
-    if text in OPT_LEVELS:
-        return text
-    if "=" not in text:
-        raise UsageError(f"--opt {text!r} is unknown: expected {', '.join(OPT_LEVELS)}")
-    for key, value in _pairs(text, "--opt", _OPT_FLAGS):
-        if value != _OPT_FLAGS[key]:
-            raise UsageError(f"--opt {key}={value} has no meaning on {device}: "
-                             f"expected {key}={_OPT_FLAGS[key]}, or a level as --opt O2")  # fmt: skip
-    return "O2"

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,9 @@ from .weights import convert_weights, plan_weights
 
 if TYPE_CHECKING:
     from .inputs import OpenModel
+    from .optimization import Optimization
     from .progress import Progress
-    from .quantization.scheme import Scheme
+    from .quantization.choice import AnyScheme
     from .target.target import CompileTarget
 
 LOCK_NAME = ".mlc-lock"
@@ -52,7 +54,7 @@ def _remove_if_empty(folders: list[Path]) -> None:
 
 def build_folder(
     model: "OpenModel",
-    scheme: "Scheme",
+    scheme: "AnyScheme",
     folder: Path,
     *,
     conv_template: str | None,
@@ -85,7 +87,7 @@ def build_folder(
     return {stage: done[stage] for stage in stages}
 
 
-def config_key(model: "OpenModel", scheme: "Scheme", conv_template: str | None, overrides: Mapping[str, int]) -> str:
+def config_key(model: "OpenModel", scheme: "AnyScheme", conv_template: str | None, overrides: Mapping[str, int]) -> str:
     """What mlc-chat-config.json and the tokenizer files depend on."""
     return stamps.key(
         source=model.source.fingerprint,
@@ -97,7 +99,7 @@ def config_key(model: "OpenModel", scheme: "Scheme", conv_template: str | None, 
     )
 
 
-def weights_key(model: "OpenModel", scheme: "Scheme") -> str:
+def weights_key(model: "OpenModel", scheme: "AnyScheme") -> str:
     """What the shards depend on."""
     return stamps.key(
         source=model.source.fingerprint,
@@ -107,14 +109,14 @@ def weights_key(model: "OpenModel", scheme: "Scheme") -> str:
     )
 
 
-def library_key(config: ChatConfig, target: "CompileTarget", opt: str) -> str:
+def library_key(config: ChatConfig, target: "CompileTarget", opt: "Optimization") -> str:
     """What a library depends on; the whole of the architecture, not only what identifies the model."""
     return stamps.key(
         model_hash=model_hash(config),
         architecture=config.architecture,
         target=target.attributes,
         host=target.host_triple,
-        opt=opt,
+        opt=asdict(opt),
         tvm=stamps.tvm_version(),
         code=stamps.code_digest("."),
     )
@@ -126,7 +128,7 @@ def _config_is_current(folder: Path, key: str) -> bool:
 
 
 def _stage_config(
-    model: "OpenModel", scheme: "Scheme", staging: Path, conv_template: str | None, progress: "Progress"
+    model: "OpenModel", scheme: "AnyScheme", staging: Path, conv_template: str | None, progress: "Progress"
 ) -> list[str]:
     """Write tokenizer files and configuration to the staging folder; the tokenizer files' names."""
     try:
@@ -135,7 +137,7 @@ def _stage_config(
             model.source,
             model.model_type,
             model.config,
-            scheme.name,
+            scheme,
             staging,
             names,
             conv_template=conv_template,
@@ -163,7 +165,7 @@ def _install(staging: Path, tokenizer_files: list[str], folder: Path, key: str) 
     stamps.write_stamp(stamp, "config", {"key": key, "files": [*tokenizer_files, CHAT_CONFIG_NAME]})
 
 
-def _build_weights(model: "OpenModel", scheme: "Scheme", folder: Path, force: bool, progress: "Progress") -> str:
+def _build_weights(model: "OpenModel", scheme: "AnyScheme", folder: Path, force: bool, progress: "Progress") -> str:
     key = weights_key(model, scheme)
     stamp = stamps.read_stamps(folder / STAMP_NAME).get("weights", {})
     index = stamps.file_digest(folder / TENSOR_CACHE_NAME)
@@ -183,7 +185,7 @@ def build_library_file(
     output: Path,
     target: "CompileTarget",
     *,
-    opt: str,
+    opt: "Optimization",
     debug_dump: Path | None,
     force: bool,
     progress: "Progress",

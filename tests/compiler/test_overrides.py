@@ -2,7 +2,8 @@
 
 import pytest
 
-from mlc_llm.compiler.overrides import check_applied, parse_opt, parse_overrides, trained_context
+from mlc_llm.compiler.optimization import LEVELS, Optimization, parse_opt
+from mlc_llm.compiler.overrides import check_applied, parse_overrides, trained_context
 from mlc_llm.runtime.errors import UsageError
 
 
@@ -83,17 +84,26 @@ def test_an_override_that_the_model_did_not_take_is_an_error() -> None:
 
 @pytest.mark.parametrize("level", ["O0", "O1", "O2", "O3"])
 def test_levels_of_optimisation(level: str) -> None:
-    assert parse_opt(level, "cpu") == level
+    assert parse_opt(level, "cpu") == LEVELS[level]
 
 
 def test_upstreams_flags_are_accepted_where_they_ask_for_nothing() -> None:
     text = "flashinfer=0;cublas_gemm=0;faster_transformer=0;cudagraph=0;cutlass=0;ipc_allreduce_strategy=NONE"
-    assert parse_opt(text, "cpu") == "O2"
+    assert parse_opt(text, "cpu") == Optimization()
+
+
+def test_the_precision_of_activations_is_a_choice() -> None:
+    assert parse_opt("O3", "cpu").activation_bits == 8
+    assert parse_opt("O2", "cpu").activation_bits == 16
+    assert parse_opt("activation_bits=32", "cpu") == Optimization(activation_bits=32)
+    assert parse_opt("O3;activation_bits=16;cublas_gemm=0", "cpu") == Optimization(passes=3)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("activation_bits=4", ["activation_bits=4", "expected 8, 16, 32"]),
+        ("fast;activation_bits=8", ["'fast;activation_bits=8'", "O0, O1"]),
         ("O4", ["'O4'", "O0, O1, O2, O3"]),
         ("", ["''", "O0"]),
         ("cublas_gemm=1", ["cublas_gemm=1", "cpu", "cublas_gemm=0"]),

@@ -1,0 +1,61 @@
+"""`--opt`: how a library trades accuracy for speed, as a level, as single choices, or as upstream's flags."""
+
+from dataclasses import dataclass, replace
+
+from ..runtime.errors import UsageError
+from .overrides import pairs
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """What `--opt` asks for.
+
+    passes: the level of TVM's own passes, 0 to 3.
+    activation_bits: what the inputs of quantized matrices are rounded to: 16 (indistinguishable from float32), 8 (twice
+        as fast where arithmetic is the limit: long prompts and batches) or 32 (float32 arithmetic, the reference).
+    """
+
+    passes: int = 2
+    activation_bits: int = 16
+
+
+LEVELS = {
+    "O0": Optimization(passes=0),
+    "O1": Optimization(passes=1),
+    "O2": Optimization(),
+    "O3": Optimization(passes=3, activation_bits=8),
+}
+_ACTIVATION_BITS = ("8", "16", "32")
+# upstream's flag -> the value that asks for nothing
+_UPSTREAM = {
+    "flashinfer": "0",
+    "cublas_gemm": "0",
+    "faster_transformer": "0",
+    "cudagraph": "0",
+    "cutlass": "0",
+    "ipc_allreduce_strategy": "NONE",
+}
+
+
+def parse_opt(text: str, device: str) -> Optimization:
+    """Parse `--opt`: a level, then perhaps choices, as "O2;activation_bits=32".
+
+    Upstream's flags name CUDA libraries, so their "off" values are accepted and anything else is refused. Raises
+    UsageError.
+    """
+    level, separator, rest = text.partition(";")
+    if level in LEVELS:
+        optimization, text = LEVELS[level], rest
+    elif "=" not in text or (separator and "=" not in level):
+        raise UsageError(f"--opt {text!r:.80} is unknown: expected {', '.join(LEVELS)}")
+    else:
+        optimization = LEVELS["O2"]
+    for key, value in pairs(text, "--opt", {"activation_bits": None, **_UPSTREAM}):
+        if key == "activation_bits":
+            if value not in _ACTIVATION_BITS:
+                raise UsageError(f"--opt activation_bits={value:.60}: expected {', '.join(_ACTIVATION_BITS)}")
+            optimization = replace(optimization, activation_bits=int(value))
+        elif value != _UPSTREAM[key]:
+            raise UsageError(f"--opt {key}={value} has no meaning on {device}: "
+                             f"expected {key}={_UPSTREAM[key]}, or a level as --opt O2")  # fmt: skip
+    return optimization
