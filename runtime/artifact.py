@@ -1,3 +1,4 @@
+# ruff: noqa: RUF012 - Record copies defaults that are lists and dicts
 """The contract between compiler and runtime: `mlc-chat-config.json`, `tensor-cache.json`, the library's `_metadata`."""
 
 import hashlib
@@ -5,12 +6,10 @@ import json
 import os
 import sys
 from pathlib import Path
-from reprlib import repr as short_repr
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from .errors import ModelFileError
+from .record import Record, RecordError
 
 CHAT_CONFIG_NAME = "mlc-chat-config.json"
 TENSOR_CACHE_NAME = "tensor-cache.json"
@@ -40,24 +39,26 @@ def cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlc_llm"
 
 
-class TokenizerInfo(BaseModel):
+class TokenizerInfo(Record):
     """How token strings become text (MLC's `tokenizer_info`)."""
 
-    model_config = ConfigDict(extra="allow")
+    _keep_unknown = True
     token_postproc_method: Literal["byte_fallback", "byte_level", "raw"] = "byte_fallback"
     prepend_space_in_encode: bool = False
     strip_space_in_decode: bool = False
 
 
-class ChatConfig(BaseModel):
+class ChatConfig(Record):
     """`mlc-chat-config.json`, MLC's schema 0.1.0 plus `prompt_format`."""
 
-    model_config = ConfigDict(extra="allow", populate_by_name=True)
+    _keep_unknown = True
+    _names = {"architecture": "model_config"}
+    _least = {"vocab_size": 1}
     version: str = "0.1.0"
     model_type: str
     quantization: str
-    architecture: dict[str, Any] = Field(alias="model_config")
-    vocab_size: int = Field(gt=0)
+    architecture: dict[str, Any]
+    vocab_size: int
     context_window_size: int
     sliding_window_size: int = -1
     prefill_chunk_size: int
@@ -82,40 +83,42 @@ class ChatConfig(BaseModel):
     model_task: str = "chat"
 
     def to_json(self) -> str:
-        return json.dumps(self.model_dump(by_alias=True, exclude_none=False), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(self.model_dump(by_alias=True), indent=2, ensure_ascii=False) + "\n"
 
 
-class TensorRecord(BaseModel):
+class TensorRecord(Record):
     """One tensor inside a shard: raw little-endian bytes at `byteOffset`."""
 
-    model_config = ConfigDict(extra="allow")
+    _keep_unknown = True
+    _least = {"nbytes": 0, "byteOffset": 0}
     name: str
     shape: list[int]
     dtype: str
     format: str = "f32-to-bf16"
-    nbytes: int = Field(ge=0)
-    byteOffset: int = Field(ge=0)
+    nbytes: int
+    byteOffset: int
 
 
-class ShardRecord(BaseModel):
+class ShardRecord(Record):
     """One `params_shard_*.bin` file."""
 
-    model_config = ConfigDict(extra="allow")
+    _keep_unknown = True
+    _least = {"nbytes": 0}
     dataPath: str
     format: str = "raw-shard"
-    nbytes: int = Field(ge=0)
+    nbytes: int
     md5sum: str | None = None
     records: list[TensorRecord]
 
 
-class TensorCache(BaseModel):
+class TensorCache(Record):
     """`tensor-cache.json` (older folders: `ndarray-cache.json`)."""
 
     metadata: dict[str, Any] = {}
     records: list[ShardRecord]
 
 
-class Preproc(BaseModel):
+class Preproc(Record):
     """A function of the library that turns a parameter as stored into the layout that its kernels read.
 
     Called as `func(stored_parameter, packed_parameter)`: destination-passing, both tensors on the device. A stored
@@ -128,7 +131,7 @@ class Preproc(BaseModel):
     out_dtype: str
 
 
-class ParamMetadata(BaseModel):
+class ParamMetadata(Record):
     """A parameter of the library in MLC's at-rest naming, shape and dtype; `preprocs` are applied in order at load."""
 
     name: str
@@ -137,7 +140,7 @@ class ParamMetadata(BaseModel):
     preprocs: list[Preproc] = []
 
 
-class KVCacheMetadata(BaseModel):
+class KVCacheMetadata(Record):
     """Geometry of the paged KV cache. `dtype` is the storage type of keys and values."""
 
     num_hidden_layers: int
@@ -154,10 +157,10 @@ class KVCacheMetadata(BaseModel):
         return self.num_hidden_layers * 2 * self.num_key_value_heads * self.head_dim * itemsize
 
 
-class LibraryMetadata(BaseModel):
+class LibraryMetadata(Record):
     """What a model library says of itself (`_metadata()` returns it as JSON): MLC's fields plus ours."""
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    _keep_unknown = True
     model_type: str
     quantization: str
     context_window_size: int
@@ -254,24 +257,13 @@ def read_json(path: Path, what: str) -> Any:
         raise ModelFileError(f"{path} is not valid JSON ({error}): expected a {what}") from None
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints: the field, the value seen, the value wanted."""
-    problem = error.errors()[0]
-    field = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "missing":
-        return f"{field} is missing"
-    if not field:
-        return f"it holds a {type(problem['input']).__name__}: expected a JSON object"
-    return f"{field} = {short_repr(problem['input'])}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-
-
 def load_chat_config(folder: Path) -> ChatConfig:
     """Read and check `mlc-chat-config.json` of a model folder. Raises ModelFileError."""
     path = folder / CHAT_CONFIG_NAME
     try:
         return ChatConfig.model_validate(read_json(path, "model configuration (run `mlc compile` to make one)"))
-    except ValidationError as error:
-        raise ModelFileError(f"{path}: {first_problem(error)}") from None
+    except RecordError as error:
+        raise ModelFileError(f"{path}: {error}") from None
 
 
 def load_tensor_cache(folder: Path) -> tuple[Path, TensorCache]:
@@ -281,5 +273,5 @@ def load_tensor_cache(folder: Path) -> tuple[Path, TensorCache]:
         path = folder / TENSOR_CACHE_OLD_NAME
     try:
         return path, TensorCache.model_validate(read_json(path, "weight index (compile or download the model again)"))
-    except ValidationError as error:
-        raise ModelFileError(f"{path}: {first_problem(error)}") from None
+    except RecordError as error:
+        raise ModelFileError(f"{path}: {error}") from None

@@ -5,9 +5,10 @@ TVM checks too, but in the middle of a change, which leaves the cache unusable; 
 
 from dataclasses import dataclass, replace
 
+from . import ffi
 from .errors import EngineError
 from .library import Library
-from .tvm_runtime import global_function, one_line, tvm_ffi
+from .tvm_runtime import global_function, one_line
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class KVCache:
         self._spans: dict[int, _Span] = {}
         self._forked: set[int] = set()
         self._next = 0
-        self._shape = tvm_ffi().Shape
+        self._shape = ffi.shape
         limits = (
             max_num_sequence,
             max_total_sequence_length,

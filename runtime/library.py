@@ -1,17 +1,18 @@
 """A model library: the compiled functions of one model for one target, and the checks that it fits."""
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from .. import __version__
-from .artifact import ChatConfig, LibraryMetadata, first_problem, model_hash
+from . import ffi
+from .artifact import ChatConfig, LibraryMetadata, model_hash
 from .devices import cpu_features, host_architecture, num_threads
 from .elf import read_shared_library
 from .errors import ModelFileError
-from .tvm_runtime import one_line, tvm_ffi, tvm_version
+from .record import RecordError
+from .tvm_runtime import load_runtime, one_line, tvm_version
 
 FUNCTIONS = (
     "embed",
@@ -35,9 +36,10 @@ class Library:
     The checks refuse what does not fit; they are no protection against a hostile file.
     """
 
-    def __init__(self, path: Path, executable: Any, machine: Any, metadata: LibraryMetadata) -> None:
+    def __init__(self, path: Path, executable: Any, machine: Any, description: str, metadata: LibraryMetadata) -> None:
         self.path = path
         self.metadata = metadata
+        self.fingerprint = zlib.crc32(description.encode())  # differs where two libraries describe themselves otherwise
         self._executable = executable
         self._machine = machine
 
@@ -48,12 +50,12 @@ class Library:
         Raises ModelFileError, in one line that says what to run.
         """
         executable, machine = _load(path)
-        metadata = _metadata(path, machine)
+        description, metadata = _describe(path, machine)
         _check_runtime(path, metadata)
         _check_processor(path, metadata)
         if config is not None:
             _check_model(path, metadata, config)
-        library = cls(path, executable, machine, metadata)
+        library = cls(path, executable, machine, description, metadata)
         library._check_functions()
         library["set_num_threads"](num_threads())
         return library
@@ -76,7 +78,7 @@ def read_metadata(path: Path) -> LibraryMetadata:
 
     Raises ModelFileError for a file that is no model library or that cannot be loaded here.
     """
-    return _metadata(path, _load(path)[1])
+    return _describe(path, _load(path)[1])[1]
 
 
 def _recompile() -> str:
@@ -90,10 +92,9 @@ def _load(path: Path) -> tuple[Any, Any]:
         raise ModelFileError(
             f"{path} was compiled for {architecture}, this machine is {host_architecture()}: {_recompile()}"
         )
-    ffi = tvm_ffi()
+    load_runtime()
     try:
-        # Not kept alive for ever: a library that is refused and compiled anew is loaded again from the same path.
-        executable = ffi.load_module(str(path.resolve()), keep_module_alive=False)
+        executable = ffi.load_module(str(path.resolve()))
         if not executable.implements_function("vm_load_executable"):
             raise ModelFileError(f"{path} is not a model library: it holds no compiled model")
         machine = executable["vm_load_executable"]()
@@ -107,11 +108,13 @@ def _load(path: Path) -> tuple[Any, Any]:
     return executable, machine
 
 
-def _metadata(path: Path, machine: Any) -> LibraryMetadata:
+def _describe(path: Path, machine: Any) -> tuple[str, LibraryMetadata]:
+    """The library's metadata, as JSON and checked."""
     try:
-        return LibraryMetadata.model_validate(json.loads(str(machine["_metadata"]())))
-    except ValidationError as error:
-        raise ModelFileError(f"{path}: its metadata is not ours ({first_problem(error)}): {_recompile()}") from None
+        text = str(machine["_metadata"]())
+        return text, LibraryMetadata.model_validate(json.loads(text))
+    except RecordError as error:
+        raise ModelFileError(f"{path}: its metadata is not ours ({error}): {_recompile()}") from None
     except Exception as error:
         raise ModelFileError(f"{path} is not a model library ({one_line(error)}): {_recompile()}") from None
 

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .artifact import LibraryMetadata, load_chat_config
+from .derived import Reading
 from .devices import resolve_device
 from .errors import EngineError, RequestError
 from .kv_cache import KVCache
 from .library import Library
 from .parameters import Progress, load_parameters
 from .tvm_runtime import ALIGNMENT, Arena, one_line, tensor, view
-from .weights import WeightStore
 
 Logits = npt.NDArray[np.float32]
 
@@ -67,17 +67,19 @@ class Model:
         max_num_sequence: int,
         max_total_sequence_length: int,
         progress: Progress | None = None,
+        reading: Reading | None = None,
     ) -> "Model":
         """Load a model folder with its library, with room for that many sequences and for that many tokens in all.
 
-        `progress(done, total)` is called after each parameter. Raises UsageError for a device that is not supported,
+        `progress(done, total)` is called after each parameter; `reading` is what `derived.start_reading` has begun, if
+        anything. Raises UsageError for a device that is not supported,
         ModelFileError for files that are damaged or do not fit each other, EngineError when memory does not suffice.
         """
         resolve_device(device)
         config = load_chat_config(folder)
         if isinstance(library, Path):
             library = Library.load(library, config=config)
-        params = load_parameters(library, WeightStore(folder), folder, progress)
+        params = load_parameters(library, folder, progress, reading)
         cache = KVCache(library, max_num_sequence=max_num_sequence, max_total_sequence_length=max_total_sequence_length)
         # With a sliding window old tokens leave the cache, and a text has no end unless the config sets one.
         window = library.metadata.context_window_size if library.metadata.context_window_size > 0 else 1 << 30

@@ -1,16 +1,17 @@
-"""The parameters of a model in memory: read from the folder, brought into the layout that the kernels read."""
+"""The parameters of a model in memory, in the layout that the kernels read: packed before, or packed now."""
 
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
+from . import derived, ffi
 from .artifact import ParamMetadata, TensorRecord
 from .errors import EngineError, ModelFileError
 from .library import Library
-from .tvm_runtime import Arena, numpy_dtype, one_line, tensor, tvm_ffi
+from .tvm_runtime import Arena, nbytes_of, numpy_dtype, one_line, tensor
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Progress = Callable[[int, int], None]  # parameters done, parameters in all
 
@@ -21,35 +22,62 @@ class TensorSource(Protocol):
     @property
     def records(self) -> Mapping[str, TensorRecord]: ...
 
-    def read(self, name: str) -> np.ndarray[Any, Any]: ...
-    def read_into(self, name: str, out: np.ndarray[Any, Any]) -> None: ...
+    def read(self, name: str) -> "np.ndarray[Any, Any]": ...
+    def read_into(self, name: str, out: "np.ndarray[Any, Any]") -> None: ...
 
 
-def load_parameters(library: Library, source: TensorSource, folder: Path, progress: Progress | None = None) -> Any:
+def load_parameters(
+    library: Library, folder: Path, progress: Progress | None = None, reading: derived.Reading | None = None
+) -> ffi.Array:
     """The array of tensors that the library's functions take as their last argument, in the metadata's order.
 
-    Only one stored parameter is in memory beside its packed form. Raises ModelFileError when the folder lacks a
-    parameter or has it in another shape or type, EngineError when a layout function fails.
+    They are those of `reading`, what `derived.start_reading` has begun, where it is what this library needs. Else the
+    folder's weights are packed, and kept for the next time. Raises ModelFileError when the folder lacks a parameter
+    or has it in another shape or type, EngineError when a layout function fails.
+    """
+    params = library.metadata.params
+    forms = [_forms(param)[-1] for param in params]
+    nbytes = sum(Arena.room(nbytes_of(*form)) for form in forms)
+    arena = None if reading is None else reading.finish(library.fingerprint, nbytes)
+    if arena is None:
+        from .weights import WeightStore  # checks and converts with numpy
+
+        store = WeightStore(folder)
+        files = None
+        if any(param.preprocs for param in params):
+            files = derived.inputs(folder, library.path, store.index, store.shards)
+        arena, tensors = pack_parameters(library, store, folder, progress)
+        if files is not None:
+            derived.write(arena, nbytes, library.fingerprint, files, folder, library.path)
+    else:
+        tensors = [arena.tensor(*form) for form in forms]
+        if progress is not None:
+            progress(len(params), len(params))
+    return ffi.array(tensors)
+
+
+def pack_parameters(
+    library: Library, source: TensorSource, folder: Path, progress: Progress | None = None
+) -> tuple[Arena, list[ffi.Tensor]]:
+    """Read stored parameters and run their layout functions; the packed ones lie one after another in the arena.
+
+    Only one stored parameter is in memory beside its packed form. Raises as `load_parameters`.
     """
     params = library.metadata.params
     for param in params:
         _check_stored(param, source, folder)
-    arena = Arena(sum(Arena.room(_nbytes(*form)) for param in params for form in _forms(param)[-1:]))
+    arena = Arena(sum(Arena.room(nbytes_of(*_forms(param)[-1])) for param in params))
     tensors = []
     for index, param in enumerate(params):
-        tensors.append(_load(library, source, param, arena))
+        tensors.append(_pack(library, source, param, arena))
         if progress is not None:
             progress(index + 1, len(params))
-    return tvm_ffi().convert(tensors)
+    return arena, tensors
 
 
 def _forms(param: ParamMetadata) -> list[tuple[Sequence[int], str]]:
     """Shape and type of a parameter as stored and after each of its layout functions."""
     return [(param.shape, param.dtype), *((step.out_shape, step.out_dtype) for step in param.preprocs)]
-
-
-def _nbytes(shape: Sequence[int], dtype: str) -> int:
-    return prod(shape) * numpy_dtype(dtype).itemsize
 
 
 def _check_stored(param: ParamMetadata, source: TensorSource, folder: Path) -> None:
@@ -63,7 +91,7 @@ def _check_stored(param: ParamMetadata, source: TensorSource, folder: Path) -> N
         )
 
 
-def _load(library: Library, source: TensorSource, param: ParamMetadata, arena: Arena) -> Any:
+def _pack(library: Library, source: TensorSource, param: ParamMetadata, arena: Arena) -> ffi.Tensor:
     """One parameter, its last form in `arena`; the forms before it live only as long as they are read."""
     forms = _forms(param)
     if not param.preprocs:
@@ -72,8 +100,8 @@ def _load(library: Library, source: TensorSource, param: ParamMetadata, arena: A
         return tensor(array, param.dtype)
     current = tensor(source.read(param.name))  # types that numpy lacks come to layout functions as their bits
     for step, form in zip(param.preprocs, forms[1:], strict=True):
-        home = arena if form is forms[-1] else Arena(_nbytes(*form))
-        packed = tensor(home.array(form[0], numpy_dtype(form[1])), form[1])
+        home = arena if form is forms[-1] else Arena(nbytes_of(*form))
+        packed = home.tensor(*form)
         try:
             library[step.func_name](current, packed)
         except Exception as error:

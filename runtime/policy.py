@@ -1,4 +1,4 @@
-"""What may happen unasked, by MLC-LLM's environment variables: downloads, and compiling a library that is missing."""
+"""What may happen unasked, by MLC-LLM's environment variables: downloads, compiling a library, keeping weights."""
 
 import os
 from typing import Literal, cast, get_args
@@ -23,6 +23,14 @@ def jit_policy() -> Policy:
     ON: what is missing or does not fit is compiled. REDO: libraries are compiled again. OFF, READONLY: never compiled.
     """
     return _policy("MLC_JIT_POLICY")
+
+
+def derived_weights_policy() -> Policy:
+    """MLC_DERIVED_WEIGHTS_POLICY, of keeping weights in a library's layout. Raises UsageError for an unknown value.
+
+    ON: they are read where they were kept, and kept. READONLY: only read. REDO: made and kept again. OFF: neither.
+    """
+    return _policy("MLC_DERIVED_WEIGHTS_POLICY")
 
 
 def _policy(variable: str) -> Policy:

@@ -1,70 +1,69 @@
-"""TVM without its compiler: `tvm_ffi` and `libtvm_runtime.so`, and arrays that pass between them and numpy.
+"""TVM without its compiler: its runtime loaded into the process, memory for tensors, and tensors over numpy arrays.
 
-`import tvm` would load a compiler of 260 MB and take most of a second; nothing here needs it.
+`import tvm` would load a compiler of 260 MB and take most of a second; nothing here needs it, nor `tvm_ffi`.
 """
 
 import ctypes
-import importlib.metadata
-import importlib.util
 import mmap
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
+from importlib.util import find_spec
+from math import prod
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from . import ffi
 from .errors import EngineError, ModelFileError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ALIGNMENT = 64  # what compiled kernels expect of the address of a tensor
 _HUGE_PAGE = 2 << 20
 
 
-@contextmanager
-def _torch_unseen() -> Iterator[None]:
-    """Keep tvm_ffi from importing torch, which it tries first and which takes two seconds where it is installed."""
-    if "torch" in sys.modules:
-        yield
-        return
-    sys.modules["torch"] = None  # type: ignore[assignment]  # makes `import torch` an ImportError
-    try:
-        yield
-    finally:
-        del sys.modules["torch"]
-
-
 @cache
-def tvm_ffi() -> ModuleType:
-    """The package `tvm_ffi` with TVM's runtime loaded into the process. Raises EngineError when there is none."""
-    spec = importlib.util.find_spec("tvm")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    library = next((path for path in (Path(f) / "lib/libtvm_runtime.so" for f in folders) if path.exists()), None)
-    if library is None:
-        raise EngineError("the TVM runtime (libtvm_runtime.so) is missing: run `pip install apache-tvm`")
+def load_runtime() -> None:
+    """Load TVM's runtime into the process. Raises EngineError when there is none."""
+    runtime, interface = _package_file("tvm", "libtvm_runtime.so"), _package_file("tvm_ffi", "libtvm_ffi.so")
     try:
-        with _torch_unseen():
-            import tvm_ffi
-        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
-    except (ImportError, OSError) as error:
-        raise EngineError(f"{library} cannot be loaded: {one_line(error)}") from None
-    return tvm_ffi  # type: ignore[no-any-return]
+        ffi.load(str(interface), str(runtime))
+    except (OSError, ffi.FFIError) as error:
+        raise EngineError(f"{runtime} cannot be loaded: {one_line(error)}") from None
+
+
+def _package_file(package: str, name: str) -> Path:
+    """A shared library of TVM's. The package is found but not imported."""
+    spec = find_spec(package)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    library = next((path for path in (Path(f) / "lib" / name for f in folders) if path.exists()), None)
+    if library is None:
+        raise EngineError(f"the TVM runtime ({name}) is missing: run `pip install apache-tvm`")
+    return library
 
 
 @cache
 def tvm_version() -> str:
     """The version of the installed TVM, as "0.27.0.post1"."""
+    spec = find_spec("tvm")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        # importlib.metadata would read the same name, but takes 20 ms to import.
+        for info in Path(folder).parent.glob("apache_tvm-*.dist-info"):
+            return info.name.removeprefix("apache_tvm-").removesuffix(".dist-info")
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        return importlib.metadata.version("apache-tvm")
-    except importlib.metadata.PackageNotFoundError:
+        return version("apache-tvm")
+    except PackageNotFoundError:
         raise EngineError("TVM is not installed: run `pip install apache-tvm`") from None
 
 
-def global_function(name: str) -> Any:
+@cache
+def global_function(name: str) -> ffi.Function:
     """A function that TVM's runtime registers, as "vm.builtin.kv_state_popn"."""
-    return tvm_ffi().get_global_func(name)
+    load_runtime()
+    return ffi.global_function(name)
 
 
 def one_line(error: BaseException) -> str:
@@ -74,7 +73,7 @@ def one_line(error: BaseException) -> str:
 
 
 class Arena:
-    """One block of memory that arrays are cut from, in huge pages where the kernel grants them.
+    """One block of memory that tensors and arrays are cut from, in huge pages where the kernel grants them.
 
     Kernels that stream weights are a third faster on huge pages: fewer misses of the address translation.
     Private and anonymous because the kernel gives huge pages to no other kind of mapping.
@@ -88,17 +87,31 @@ class Arena:
             raise EngineError(f"{nbytes >> 20} MiB of memory for weights are not available: {error}") from None
         with suppress(AttributeError, OSError):  # a kernel, or a Python, without huge pages
             block.madvise(mmap.MADV_HUGEPAGE)
-        self._bytes = np.frombuffer(block, np.uint8)
-        self._next = -self._bytes.ctypes.data % _HUGE_PAGE
+        start = -ctypes.addressof(ctypes.c_char.from_buffer(block)) % _HUGE_PAGE
+        self.memory = memoryview(block)[start:]
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        self._next = 0
 
-    def array(self, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-        """A new array, aligned for kernels. Raises ValueError when the arena is full."""
-        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    def tensor(self, shape: Sequence[int], dtype: str) -> ffi.Tensor:
+        """A new tensor, aligned for kernels. Raises ValueError when the arena is full."""
+        start = self._take(nbytes_of(shape, dtype))
+        load_runtime()
+        return ffi.tensor(self._address + start, dtype, shape, self)
+
+    def array(self, shape: Sequence[int], dtype: "np.dtype[Any]") -> "np.ndarray[Any, Any]":
+        """A new numpy array, aligned for kernels. Raises ValueError when the arena is full."""
+        import numpy as np
+
+        nbytes = prod(shape) * dtype.itemsize
+        start = self._take(nbytes)
+        return np.frombuffer(self.memory[start : start + nbytes], dtype).reshape(tuple(shape))
+
+    def _take(self, nbytes: int) -> int:
         start, end = self._next, self._next + nbytes
-        if end > self._bytes.size:
-            raise ValueError(f"the arena has {self._bytes.size - start} bytes left, not {nbytes}")
+        if end > self.memory.nbytes:
+            raise ValueError(f"the arena has {self.memory.nbytes - start} bytes left, not {nbytes}")
         self._next = end + -end % ALIGNMENT
-        return self._bytes[start:end].view(dtype).reshape(tuple(shape))
+        return start
 
     @staticmethod
     def room(nbytes: int) -> int:
@@ -106,28 +119,34 @@ class Arena:
         return nbytes + -nbytes % ALIGNMENT
 
 
-# Types that numpy has no name for travel as the unsigned integers of their bits.
-_STORAGE = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
-
-
-def numpy_dtype(dtype: str) -> np.dtype[Any]:
-    """The numpy type that holds values of TVM's type `dtype`. Raises ModelFileError for an unknown name."""
+def nbytes_of(shape: Sequence[int], dtype: str) -> int:
+    """Bytes of a tensor. Raises ModelFileError for an unknown type."""
     try:
-        return np.dtype(_STORAGE.get(dtype, dtype))
-    except TypeError:
+        return prod(shape) * ffi.itemsize(dtype)
+    except KeyError:
         raise ModelFileError(f"tensor type {dtype!r} is unknown") from None
 
 
-def tensor(array: np.ndarray[Any, Any], dtype: str | None = None) -> Any:
-    """A TVM tensor over the memory of `array`, without a copy; `dtype` where numpy's type only carries the bits."""
-    result = tvm_ffi().from_dlpack(array)
-    if dtype in _STORAGE:
-        result = view(result, array.shape, dtype)
-    return result
+def numpy_dtype(dtype: str) -> "np.dtype[Any]":
+    """The numpy type that holds values of TVM's type `dtype`. Raises ModelFileError for an unknown name.
+
+    Types that numpy has no name for travel as the unsigned integers of their bits.
+    """
+    import numpy as np
+
+    try:
+        return np.dtype(ffi.numpy_name(dtype))
+    except KeyError:
+        raise ModelFileError(f"tensor type {dtype!r} is unknown") from None
 
 
-def view(source: Any, shape: Sequence[int], dtype: Any = None) -> Any:
+def tensor(array: "np.ndarray[Any, Any]", dtype: str | None = None) -> ffi.Tensor:
+    """A TVM tensor over the memory of a contiguous `array`; `dtype` where numpy's type only carries the bits."""
+    load_runtime()
+    address: int = array.__array_interface__["data"][0]
+    return ffi.tensor(address, dtype or str(array.dtype), array.shape, array)
+
+
+def view(source: ffi.Tensor, shape: Sequence[int], dtype: str | None = None) -> ffi.Tensor:
     """The same memory with another shape, and type where one is given."""
-    ffi = tvm_ffi()
-    target = source.dtype if dtype is None else ffi.dtype(dtype)
-    return global_function("runtime.TVMTensorCreateView")(source, ffi.Shape(tuple(shape)), target, 0)
+    return source.view(shape, dtype)

@@ -55,26 +55,29 @@ class WeightStore:
     """
 
     records: Mapping[str, TensorRecord]
+    index: Path
+    shards: tuple[Path, ...]
 
     def __init__(self, folder: Path, *, verify: bool = True) -> None:
-        self._index, cache = load_tensor_cache(folder)
+        self.index, cache = load_tensor_cache(folder)
         self._closed = False
-        _check_counts(self._index, cache.records)
+        _check_counts(self.index, cache.records)
         records: dict[str, TensorRecord] = {}
         self._shard_of: dict[str, Shard] = {}
         shards: dict[str, Shard] = {}
         for shard_record in cache.records:
-            shard = _check_shard(folder, self._index, shard_record)
+            shard = _check_shard(folder, self.index, shard_record)
             if shard_record.dataPath in shards:
-                raise ModelFileError(f"{self._index}: {shard_record.dataPath} is listed twice")
+                raise ModelFileError(f"{self.index}: {shard_record.dataPath} is listed twice")
             shards[shard_record.dataPath] = shard
             for record in shard_record.records:
                 if record.name in records:
-                    raise ModelFileError(f"{self._index}: {record.name} is listed twice")
+                    raise ModelFileError(f"{self.index}: {record.name} is listed twice")
                 records[record.name] = record
                 self._shard_of[record.name] = shard
         if verify:
-            verify_shards(self._index, list(shards.values()))
+            verify_shards(self.index, list(shards.values()))
+        self.shards = tuple(shard.path for shard in shards.values())
         self.records = MappingProxyType(records)
 
     def read(self, name: str) -> npt.NDArray[Any]:
@@ -112,11 +115,11 @@ class WeightStore:
 
     def _record(self, name: str) -> TensorRecord:
         if self._closed:
-            raise EngineError(f"{name} cannot be read: the weights of {self._index.parent} are closed")
+            raise EngineError(f"{name} cannot be read: the weights of {self.index.parent} are closed")
         record = self.records.get(name)
         if record is None:
             raise ModelFileError(
-                f"{self._index} has no tensor {name}: the weights and the model library are of different models "
+                f"{self.index} has no tensor {name}: the weights and the model library are of different models "
                 "or quantizations"
             )
         return record

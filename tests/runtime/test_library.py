@@ -169,12 +169,12 @@ def test_a_shared_library_that_is_no_model(monkeypatch: pytest.MonkeyPatch) -> N
         error: Exception | None = None
 
         @classmethod
-        def load_module(cls, path: str, keep_module_alive: bool) -> FakeModule:
+        def load_module(cls, path: str) -> FakeModule:
             if cls.error is not None:
                 raise cls.error
             return FakeModule({})
 
-    monkeypatch.setattr(library_module, "tvm_ffi", lambda: Loader)
+    monkeypatch.setattr(library_module, "ffi", Loader)
     with pytest.raises(ModelFileError, match="it holds no compiled model"):
         Library.load(path)
     Loader.error = RuntimeError("undefined symbol: f\n  0: in a C++ frame")

@@ -9,7 +9,7 @@ import pytest
 
 from mlc_llm.runtime.artifact import ParamMetadata, Preproc, TensorRecord
 from mlc_llm.runtime.errors import EngineError, ModelFileError
-from mlc_llm.runtime.parameters import load_parameters
+from mlc_llm.runtime.parameters import pack_parameters
 
 FOLDER = Path("folder")
 STORED = {
@@ -65,7 +65,7 @@ class FakeLibrary(dict[str, Any]):
 
 
 def load(*params: ParamMetadata, **options: Any) -> list[Any]:
-    return list(load_parameters(FakeLibrary(*params), Store(), FOLDER, **options))  # type: ignore[arg-type]
+    return pack_parameters(FakeLibrary(*params), Store(), FOLDER, **options)[1]  # type: ignore[arg-type]
 
 
 def test_parameters_come_in_the_library_s_order_with_their_types() -> None:
