@@ -11,6 +11,8 @@ from ..runtime.errors import ModelFileError
 from ..templates import ConversationError, guess_conv_template, load_jinja_template, named_template
 from .model.architecture import ModelConfig
 from .progress import Progress
+from .quantization.choice import AnyScheme
+from .quantization.kept import BlockScheme
 from .source.source import Source
 from .tokenizer_info import active_vocab_size, detect_tokenizer_info, read_tokenizer_json, token_id
 
@@ -37,7 +39,7 @@ def make_chat_config(
     source: Source,
     model_type: str,
     config: ModelConfig,
-    quantization: str,
+    scheme: AnyScheme,
     folder: Path,
     tokenizer_files: list[str],
     *,
@@ -59,7 +61,8 @@ def make_chat_config(
     sampling = {name: _sampling_default(source.name, name, published.get(name)) for name in _SAMPLING}
     fields = {
         "model_type": model_type,
-        "quantization": quantization,
+        "quantization": scheme.name,
+        "weight_formats": dict(scheme.formats) if isinstance(scheme, BlockScheme) else None,
         "model_config": architecture,
         "vocab_size": config.vocab_size,
         "context_window_size": config.context_window_size,

@@ -13,6 +13,7 @@ from .model.registry import check_supported, get_architecture
 from .options import CheckedOptions
 from .overrides import check_applied
 from .progress import Progress, downloads
+from .quantization.choice import folder_scheme
 from .source import Source, open_source
 
 
@@ -68,7 +69,11 @@ def folder_config(folder: Path, overrides: Mapping[str, int]) -> ChatConfig:
     """The configuration of a compiled folder, with overrides in it. Raises ModelFileError, UsageError."""
     config = load_chat_config(folder)
     with _about(str(folder / CHAT_CONFIG_NAME)):
-        architecture = read_config(get_architecture(config.model_type), config.architecture, overrides)
+        known = get_architecture(config.model_type)
+        architecture = read_config(known, config.architecture, overrides)
+        if config.weight_formats is not None:
+            for weight in known.weights(architecture):
+                folder_scheme(config).stored(weight)
     if not overrides:
         return config
     sizes = ("context_window_size", "sliding_window_size", "prefill_chunk_size", "attention_sink_size")
@@ -79,8 +84,8 @@ def folder_config(folder: Path, overrides: Mapping[str, int]) -> ChatConfig:
 def compiled_config(folder: Path, options: CheckedOptions) -> ChatConfig:
     """`folder_config` for the options of `mlc compile`. Raises UsageError for those that only a source can honour."""
     config = folder_config(folder, options.overrides)
-    if options.scheme is not None and options.scheme.name != config.quantization:
-        raise UsageError(f"{folder} is quantized as {config.quantization}, not {options.scheme.name}: "
+    if options.quantization not in (None, config.quantization):
+        raise UsageError(f"{folder} is quantized as {config.quantization}, not {options.quantization}: "
                          "compile the source weights again for another quantization")  # fmt: skip
     if options.model_type not in ("auto", config.model_type):
         raise UsageError(f"{folder} is a {config.model_type} model: leave --model-type {options.model_type} out")

@@ -9,9 +9,9 @@ from .inputs import compiled_config, open_model
 from .layout import compiled_folder, folder_layout, source_layout
 from .model.architecture import ModelConfig
 from .model.registry import get_architecture
-from .options import DEFAULT_QUANTIZATION, CompileOptions, check_options
+from .options import CompileOptions, check_options
 from .progress import SILENT, Progress
-from .quantization.scheme import get_scheme
+from .quantization.choice import choose_scheme, folder_scheme
 from .weights import plan_weights
 
 
@@ -55,12 +55,12 @@ def plan(options: CompileOptions, progress: Progress = SILENT) -> CompilePlan:
         chat_config = compiled_config(folder, checked)
         architecture = get_architecture(chat_config.model_type)
         config: ModelConfig = architecture.from_dict(chat_config.architecture)
-        scheme = get_scheme(chat_config.quantization)
+        scheme = folder_scheme(chat_config)
         layout = folder_layout(folder, chat_config, checked)
         model_type = chat_config.model_type
     else:
-        scheme = checked.scheme or get_scheme(DEFAULT_QUANTIZATION)
         model = open_model(options.model, checked.model_type, checked.overrides, progress)
+        scheme = choose_scheme(checked.quantization, model.source, model.weights)
         architecture, config, model_type = model.architecture, model.config, model.model_type
         layout = source_layout(model.source.name, scheme.name, checked)
     summary = plan_weights(architecture.weights(config), scheme)

@@ -12,12 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import ModelFileError
+from .quantization.blocks import BlockFormat, take_apart
 from .quantization.group import quantize
+from .quantization.kept import BlockScheme
 from .quantization.rows import BLOCK_ELEMENTS, for_blocks, numpy_dtype
 from .shards import ShardWriter
+from .source.source import BlockSource
 
 if TYPE_CHECKING:
     from .model.architecture import Weight
+    from .quantization.choice import AnyScheme
     from .quantization.scheme import Scheme
     from .source.source import Source
 
@@ -41,7 +45,7 @@ class WeightSummary:
         return self.bytes * 8.0 / self.parameters
 
 
-def plan_weights(weights: list[Weight], scheme: Scheme) -> WeightSummary:
+def plan_weights(weights: list[Weight], scheme: AnyScheme) -> WeightSummary:
     """The summary that `convert_weights` will return, from shapes alone."""
     stored = [record for weight in weights for record in scheme.stored(weight)]
     sizes = [(math.prod(record.shape), record.dtype) for record in stored]
@@ -53,13 +57,13 @@ def plan_weights(weights: list[Weight], scheme: Scheme) -> WeightSummary:
     )
 
 
-def _file_itemsize(dtype: str, scheme: Scheme) -> int:
+def _file_itemsize(dtype: str, scheme: AnyScheme) -> int:
     narrowed = dtype == "float32" and scheme.record_format == "f32-to-bf16"
     return 2 if narrowed else numpy_dtype(dtype).itemsize
 
 
 def convert_weights(
-    source: Source, weights: list[Weight], scheme: Scheme, folder: Path, *, progress: Progress | None = None
+    source: Source, weights: list[Weight], scheme: AnyScheme, folder: Path, *, progress: Progress | None = None
 ) -> WeightSummary:
     """Write `weights` in `scheme` to `folder`; what was there before is replaced only when all is written.
 
@@ -133,12 +137,32 @@ def _check_shapes(source: Source, weight: Weight) -> None:
         )
 
 
-def _at_rest(source: Source, weight: Weight, scheme: Scheme) -> Iterator[Array]:
+def _at_rest(source: Source, weight: Weight, scheme: AnyScheme) -> Iterator[Array]:
     """The arrays that are written for one weight, in the order of `scheme.stored`."""
-    parts = [_encode(f"{source.name}: tensor {name}", part, weight, scheme) for name, part in _parts(source, weight)]
-    for pieces in zip(*parts, strict=True):
+    axis = 0
+    if isinstance(scheme, BlockScheme):
+        parts = list(_kept(source, weight, scheme))
+    else:
+        named = ((f"{source.name}: tensor {name}", part) for name, part in _parts(source, weight))
+        parts = [_encode(name, part, weight, scheme) for name, part in named]
         axis = 1 if scheme.is_transposed(weight.kind) else 0  # codes and scales [inputs, outputs]: outputs are joined
+    for pieces in zip(*parts, strict=True):
         yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=axis)
+
+
+def _kept(source: Source, weight: Weight, scheme: BlockScheme) -> Iterator[tuple[Array, ...]]:
+    """The source tensors of a weight, one by one: their blocks taken apart, or the values of plain numbers."""
+    form = scheme.format_of(weight)
+    if not isinstance(form, BlockFormat):
+        for name, part in _parts(source, weight):
+            yield (_plain(f"{source.name}: tensor {name}", part, form, narrowed=False),)
+        return
+    assert isinstance(source, BlockSource)
+    for name in weight.sources:
+        tensors = take_apart(source.read_blocks(name), source.block_types[name], form)
+        if not all(np.isfinite(tensor).all() for tensor in tensors if tensor.dtype.kind == "f"):
+            raise _damaged(f"{source.name}: tensor {name}")
+        yield tensors
 
 
 def _parts(source: Source, weight: Weight) -> Iterator[tuple[str, Array]]:
@@ -208,4 +232,8 @@ def _not_finite(name: str, tensor: Array, dtype: str) -> ModelFileError:
     if finite:
         advice = "use q4f32_1, or q4bf16_1 where the model was trained in bfloat16"
         return ModelFileError(f"{name} has values beyond the range of {dtype}: {advice}")
+    return _damaged(name)
+
+
+def _damaged(name: str) -> ModelFileError:
     return ModelFileError(f"{name} has NaN or infinite values: its file is damaged, download it again")

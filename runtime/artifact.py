@@ -77,6 +77,8 @@ class ChatConfig(Record):
     # Ours: which of the folder's two prompt formats is authoritative. Absent in folders that MLC published:
     # then `conv_template` is used where it is an object, else the tokenizer's Jinja template.
     prompt_format: Literal["jinja", "conv_template"] | None = None
+    # Ours: the format of each matrix where a GGUF file's blocks were kept; null for MLC's schemes.
+    weight_formats: dict[str, str] | None = None
     pad_token_id: int = 0
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] = 2
@@ -208,6 +210,8 @@ _SIZES = frozenset(
 def model_hash(config: ChatConfig) -> str:
     """Hash of the parts of a folder's config that identify the model of a library: sha256, 16 hex digits."""
     fields = {name: getattr(config, name) for name in _HASHED_FIELDS}
+    if config.weight_formats is not None:
+        fields["weight_formats"] = config.weight_formats
     architecture = {name: value for name, value in config.architecture.items() if name not in _SIZES}
     text = json.dumps({"architecture": architecture, **fields}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

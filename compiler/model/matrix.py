@@ -19,6 +19,8 @@ from ..kernels.cpu.storage import (
     storage_dtype,
     widen_vector,
 )
+from ..quantization.blocks import BlockFormat
+from ..quantization.choice import AnyScheme
 from ..quantization.scheme import Scheme
 from ..target import CompileTarget
 from .architecture import Weight
@@ -26,28 +28,33 @@ from .architecture import Weight
 Preprocs = dict[str, tirx.PrimFunc]  # the packing kernels of a library by name; many parameters share one
 
 
+# the last part of a record's name -> what kernels call it, in the order of `Storage.parts`
+_PARTS = {
+    "weight": "weight",
+    "q_weight": "words",
+    "q_scale": "scales",
+    "q_min": "minima",
+    "q_super_scale": "super_scales",
+    "q_super_min": "super_minima",
+}
+
+
 class Matrix:
     """The stored and packed form of one weight matrix [rows, columns]."""
 
-    def __init__(self, preprocs: Preprocs, scheme: Scheme, target: CompileTarget, weight: Weight) -> None:
+    def __init__(self, preprocs: Preprocs, scheme: AnyScheme, target: CompileTarget, weight: Weight) -> None:
         self.rows, self.columns = weight.shape
         self._preprocs = preprocs
+        self.storage = _storage(scheme, target, weight)
+        transposed = isinstance(scheme, Scheme) and scheme.is_transposed(weight.kind)
+        stem = weight.name.removesuffix("weight")
         self.parameters: dict[str, nn.Parameter] = {}
-        transposed = scheme.is_transposed(weight.kind)
-        records = scheme.stored(weight)
-        if not scheme.is_quantized(weight.kind):
-            (record,) = records
-            self.storage: Storage = DenseStorage(packed_dtype(record.dtype, converts_float16=target.converts_float16))
-            self.parameters["weight"] = self._tiled(record, "weight", transposed=False)
-            return
-        dtype = packed_dtype(scheme.model_dtype, converts_float16=target.converts_float16)
-        self.storage = GroupStorage(8 if scheme.bits > 4 else 4, scheme.group_size, dtype, scheme.offset)
-        words, scales = records
-        if scheme.bits == self.storage.bits:
-            self.parameters["q_weight"] = self._tiled(words, "words", transposed=transposed)
-        else:
-            self.parameters["q_weight"] = self._expanded(words, scheme, transposed=transposed)
-        self.parameters["q_scale"] = self._tiled(scales, "scales", transposed=transposed)
+        for record in scheme.stored(weight):
+            name = record.name.removeprefix(stem)
+            if name == "q_weight" and isinstance(scheme, Scheme) and scheme.bits < 4:
+                self.parameters[name] = self._expanded(record, scheme, transposed=transposed)
+            else:
+                self.parameters[name] = self._tiled(record, _PARTS[name], transposed=transposed)
 
     def _tiled(self, stored: ParamMetadata, part: str, *, transposed: bool) -> nn.Parameter:
         """A packed tensor of a stored one [rows, units], which is [units, rows] if transposed."""
@@ -71,10 +78,28 @@ class Matrix:
         return _parameter(stored, name, shape, dtype)
 
 
-def stored_vector(preprocs: Preprocs, scheme: Scheme, length: int) -> nn.Parameter:
-    """A float32 vector in kernels (norm weight, bias), stored in the scheme's dtype."""
-    dtype = scheme.model_dtype
-    stored = ParamMetadata(name="", shape=[length], dtype=dtype)
+def _storage(scheme: AnyScheme, target: CompileTarget, weight: Weight) -> Storage:
+    """How kernels read a weight matrix that a scheme has stored."""
+
+    def packed(dtype: str) -> str:
+        return packed_dtype(dtype, converts_float16=target.converts_float16)
+
+    if isinstance(scheme, Scheme):
+        if not scheme.is_quantized(weight.kind):
+            return DenseStorage(packed(scheme.model_dtype))
+        return GroupStorage(max(4, scheme.bits), scheme.group_size, packed(scheme.model_dtype), scheme.offset)
+    form = scheme.format_of(weight)
+    if not isinstance(form, BlockFormat):
+        return DenseStorage(packed(form))
+    super_dtype = packed("float16") if form.super_size else ""
+    return GroupStorage(form.bits, form.group_size, packed(form.scale_dtype), form.zero_point, form.minimum,
+                        form.super_size, super_dtype)  # fmt: skip
+
+
+def stored_vector(preprocs: Preprocs, scheme: AnyScheme, length: int) -> nn.Parameter:
+    """A float32 vector in kernels (norm weight, bias), stored as the scheme stores such weights."""
+    (stored,) = scheme.stored(Weight("", (), (length,)))
+    dtype = stored.dtype
     if dtype == "float32":
         parameter = nn.Parameter((length,), "float32")
         parameter.attrs["stored"] = stored

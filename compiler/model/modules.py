@@ -14,7 +14,7 @@ from tvm.relax.frontend.nn import Tensor, op
 from ..kernels.cpu import layers as cpu_layers
 from ..kernels.cpu import table as operations
 from ..kernels.cpu.matmul import Matmul
-from ..quantization.scheme import Scheme
+from ..quantization.choice import AnyScheme
 from ..target import CompileTarget
 from .architecture import Weight, WeightKind
 from .matrix import Matrix, stored_vector
@@ -23,7 +23,7 @@ from .matrix import Matrix, stored_vector
 class Layers:
     """Makes layers for one quantization scheme and one target, and collects the kernels that loading needs."""
 
-    def __init__(self, scheme: Scheme, target: CompileTarget, activation_bits: int = 16) -> None:
+    def __init__(self, scheme: AnyScheme, target: CompileTarget, activation_bits: int = 16) -> None:
         self.scheme, self.target = scheme, target
         self.table = operations.KernelTable(target, activation_bits)
         self.kv_dtype = target.kv_dtype(scheme.model_dtype)

@@ -17,6 +17,7 @@ _NUMPY_DTYPES: dict[str, npt.DTypeLike] = {
     "bfloat16": ml_dtypes.bfloat16,
     "float32": np.float32,
     "uint32": np.uint32,
+    "int8": np.int8,
 }
 
 

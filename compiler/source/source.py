@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -45,6 +45,22 @@ class Source(Protocol):
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Write tokenizer.json and its companions into an existing folder; the file names. Raises ModelFileError."""
+        ...
+
+
+@runtime_checkable
+class BlockSource(Source, Protocol):
+    """A source whose matrices are quantized in blocks already, or some of them.
+
+    `block_types`: GGUF's name of each tensor's type in lower case, "f32" and "f16" included. `file_type`: the name of
+    the whole mixture, as "q4_k_m"; empty where no tensor is in blocks.
+    """
+
+    block_types: Mapping[str, str]
+    file_type: str
+
+    def read_blocks(self, name: str) -> np.ndarray:
+        """The tensor as it is stored, uint8 [rows, bytes of a row], in Hugging Face's order. Raises ModelFileError."""
         ...
 
 

@@ -69,13 +69,16 @@ class GroupStorage:
         weight = (code - zero_point) * scale (+ minimum)
 
     Code i of a word is in its bits [i * bits, (i + 1) * bits). Codes past the last input are met by zeros of x.
+    Scales and minima may have two levels: then a small one of each group is multiplied by one of `super_size` inputs.
     """
 
     bits: int  # 4 or 8
     group_size: int  # a multiple of the codes in a word
-    scale_dtype: str  # float16, float32 or uint16 (bfloat16)
+    scale_dtype: str  # float16, float32 or uint16 (bfloat16); int8 for two levels
     zero_point: int
     minimum: bool = False
+    super_size: int = 0  # a multiple of group_size, or 0 for one level
+    super_dtype: str = ""  # float16 or float32
 
     @property
     def codes_per_word(self) -> int:
@@ -97,6 +100,9 @@ class GroupStorage:
         }
         if self.minimum:
             parts["minima"] = (tiled_shape(rows, groups), self.scale_dtype)
+        if self.super_size:
+            factors = tiled_shape(rows, -(-columns // self.super_size)), self.super_dtype
+            parts |= {f"super_{name}": factors for name in ("scales", "minima") if name in parts}
         return parts
 
     def code(self, word, index: int, count: int = TILE):
@@ -137,11 +143,20 @@ class PackedWeight:
 
     def scale(self, tile, group):
         """float32 x 16: the scales of a group."""
-        return widen(self.buffers["scales"][tile, group, lanes(0)], self.storage.scale_dtype)
+        return self._of_group("scales", tile, group, lanes(0))
 
     def minimum(self, tile, group):
         """float32 x 16: the minima of a group, for storages that have them."""
-        return widen(self.buffers["minima"][tile, group, lanes(0)], self.storage.scale_dtype)
+        return self._of_group("minima", tile, group, lanes(0))
+
+    def _of_group(self, name: str, tile, group, lane, count: int = TILE):
+        """float32 x count: scales or minima of a group, from both of their levels where there are two."""
+        storage = self.storage
+        value = widen(self.buffers[name][tile, group, lane], storage.scale_dtype, count)
+        if not storage.super_size:
+            return value
+        block = T.floordiv(group, storage.super_size // storage.group_size)
+        return value * widen(self.buffers[f"super_{name}"][tile, block, lane], storage.super_dtype, count)
 
     def column(self, tile, column):
         """float32 x 16: one column of plain numbers."""
@@ -150,12 +165,12 @@ class PackedWeight:
     def prefetch(self, tile, group) -> None:
         """Ask for the words and scales that follow a group at a distance, in this tile or the next: memory is slower
         than the kernels, and the processor's own prediction starts anew with each page."""
-        words, *others = self.buffers.items()
         per_group = self.storage.words_per_group
         for word in range(per_group):
-            _prefetch_line(words[1], (tile, group * per_group + word + _AHEAD, 0))
-        for _, buffer in others:
-            _prefetch_line(buffer, (tile, group + max(2, _AHEAD // per_group), 0))
+            _prefetch_line(self.buffers["words"], (tile, group * per_group + word + _AHEAD, 0))
+        for name in ("scales", "minima"):
+            if name in self.buffers:
+                _prefetch_line(self.buffers[name], (tile, group + max(2, _AHEAD // per_group), 0))
 
     def element(self, tile, lane, column):
         """float32: the weight of one row and column."""
@@ -166,8 +181,8 @@ class PackedWeight:
         shift = T.cast(T.floormod(column, storage.codes_per_word) * storage.bits, "int32")
         code = T.bitwise_and(T.shift_right(buffers["words"][tile, word, lane], shift), T.int32(2**storage.bits - 1))
         value = T.cast(code - T.int32(storage.zero_point), "float32")
-        value = value * widen(buffers["scales"][tile, group, lane], storage.scale_dtype, 1)
-        return value + widen(buffers["minima"][tile, group, lane], storage.scale_dtype, 1) if storage.minimum else value
+        value = value * self._of_group("scales", tile, group, lane, 1)
+        return value + self._of_group("minima", tile, group, lane, 1) if storage.minimum else value
 
 
 Storage = GroupStorage | DenseStorage
