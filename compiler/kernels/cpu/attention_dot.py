@@ -14,11 +14,12 @@ from typing import Literal
 
 from tvm.script import tirx as T
 
-from .vector import Expr, constant, splat
+from .vector import Expr, constant, settled, splat
 
 Mode = Literal["float32", "int16", "int8"]
 
 ROUND = 12582912.0  # 1.5 * 2^23: a float32 plus this has its nearest integer in its low bits
+ROUND_BITS = 0x4B400000
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Dot:
 def rounded(value: Expr, lanes: int) -> Expr:
     """The nearest integers of a float32 vector of numbers below 2^22, in the low 16 bits of int32 lanes."""
     return T.reinterpret(value + splat(T.float32(ROUND), lanes), dtype="int32" if lanes == 1 else f"int32x{lanes}")
+
+
+def rounded_int32(value: Expr, lanes: int) -> Expr:
+    """The nearest integers of a float32 vector of numbers below 2^22."""
+    return settled(rounded(value, lanes) - constant(ROUND_BITS, lanes, "int32"), "int32", lanes)
 
 
 def best_dot(mode: Mode, lanes: int, cpu_features: Collection[str]) -> Dot:

@@ -1,5 +1,4 @@
-"""Prefill attention on the CPU: new tokens of several sequences attend to the pages of their sequence.
-"""
+"""Prefill attention on the CPU: new tokens of several sequences attend to the pages of their sequence."""
 # mypy: ignore-errors
 
 import math
@@ -11,14 +10,14 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from ..builder import Kernel, kernel
-from .attention_dot import ROUND, Dot, rounded
+from .attention_dot import ROUND, ROUND_BITS, Dot, rounded, rounded_int32
 from .flash import LOG2_E, HeadShape
 from .kv_pages import PAGE_SIZE, index64
 from .rope import Rotation, emit_angles, emit_rotate
 from .vector import Expr, VectorUnit, add, constant, exp2, load, reduce, settled, span, splat, store, transpose
 
 KEY_BLOCK = 64  # keys whose weights are relative to one maximum
-MASKED = -1e38
+LEAST = {"float32": -3e38, "int32": -(2**31)}  # below every score
 NOTHING = -1e30  # the maximum of a row that has seen no key
 
 
@@ -74,9 +73,9 @@ class Tile:
         return -(-self.shape.head_dim // self.dot.numbers)
 
     @property
-    def padded_words(self) -> int:
-        """Words of a staged row, in whole squares of vectors."""
-        return -(-self.padded // self.dot.numbers // self.lanes) * self.lanes
+    def key_words(self) -> int:
+        """Words of a stored key."""
+        return self.padded // self.dot.numbers
 
     @property
     def row_norm(self) -> float:
@@ -122,8 +121,8 @@ class Panels:
     """Keys and values as words, with the factors that give their size back. The keys of a sequence follow one another
     from 16 * page_starts on."""
 
-    keys: Any  # [kv heads, keys, words]
-    key_scales: Any  # [kv heads, keys]
+    keys: Any  # [kv heads, keys, key words]
+    key_scales: Any  # [kv heads, keys / 16], at the first page of a block
     key_bias: Any  # [kv heads, keys], int8: -128 times the sum of a key's numbers
     values: Any  # [kv heads, keys / numbers, padded]: a word holds one dimension of consecutive values
     value_scales: Any  # [kv heads, keys / 16, padded], at the first page of a block
@@ -150,37 +149,37 @@ def _absolute(value, lanes):
     return T.max(value, constant(0.0, lanes) - value)
 
 
-def _magnitude(tile: Tile, rows, row):
-    """The norm (int16) or the largest absolute value (int8) of a staged row, as a scalar above zero."""
+def _size(tile: Tile, rows, row):
+    """The squared norm (int16) or the largest absolute value (int8) of a staged row."""
     lanes, whole = tile.lanes, span(0, tile.lanes)
     total = T.alloc_buffer((lanes,), "float32")
     T.buffer_store(total, constant(0.0, lanes), [whole])
     for d in range(0, tile.padded, lanes):
-        value = T.bind(rows[row, span(d, lanes)])
-        if tile.dot.mode == "int16":
-            T.buffer_store(total, total[whole] + value * value, [whole])
-        else:
-            T.buffer_store(total, T.max(total[whole], _absolute(value, lanes)), [whole])
+        T.buffer_store(total, _grow(tile, total[whole], T.bind(rows[row, span(d, lanes)])), [whole])
+    return reduce(total[whole], lanes, add if tile.dot.mode == "int16" else T.max)
+
+
+def _grow(tile: Tile, size, value):
     if tile.dot.mode == "int16":
-        return T.bind(T.sqrt(T.max(reduce(total[whole], lanes, add), T.float32(1e-30))))
-    return T.bind(T.max(reduce(total[whole], lanes, T.max), T.float32(1e-15)))
+        return size + value * value
+    return T.max(size, _absolute(value, tile.lanes))
 
 
-def _words_of_row(tile: Tile, rows, row, write: Callable, bias: int = 0):
-    """Convert a staged row; returns its factor, and the sum of its numbers' words for int8."""
+def _root(tile: Tile, size, lanes: int):
+    """The norm or largest absolute value from a size, above zero."""
+    if tile.dot.mode == "int16":
+        return T.bind(T.sqrt(T.max(size, constant(1e-30, lanes))))
+    return T.bind(T.max(size, constant(1e-15, lanes)))
+
+
+def _write_words(tile: Tile, rows, row, inverse, write: Callable):
+    """Convert a staged row, times `inverse`: write(word, vector, count)."""
     lanes, dot = tile.lanes, tile.dot
-    if dot.mode == "float32":
-        for d in range(0, tile.padded, lanes):
-            write(d, rows[row, span(d, lanes)], lanes)
-        return T.float32(1)
-    size = _magnitude(tile, rows, row)
-    inverse = T.bind(splat(T.float32(tile.row_norm) / size, lanes))
     for d in range(0, tile.padded, lanes):
-        value = rows[row, span(d, lanes)] * inverse
-        if bias:
-            value = value + constant(float(bias), lanes)
+        value = rows[row, span(d, lanes)]
+        if dot.mode != "float32":
+            value = value * splat(inverse, lanes)
         write(d // dot.numbers, dot.consecutive(value, lanes), lanes // dot.numbers)
-    return T.bind(size * T.float32(1 / tile.row_norm))
 
 
 # --- phase 1
@@ -258,52 +257,57 @@ def _fill_panels(tile: Tile, batch: Batch, panels: Panels, head, sequence, block
         factor = T.bind(batch.scale(page, which, head, offset)) if quantized else None
         _stage(tile, batch.kv, batch.stored(page, which, head, offset), rows, row, factor)
 
-    with T.serial(present) as j:
-        stage(j, 0, 0)
-
-        def write(word, value, count):
-            for i in range(0, count):  # the last words may be padding
-                if word + count <= tile.words:
-                    break
-            if word + count <= tile.words:
-                T.buffer_store(panels.keys, value, [head, first + j, span(word, count)])
-            else:
-                value = T.bind(value)
-                for i in range(tile.words - word):
-                    T.buffer_store(panels.keys, tirx.Shuffle([value], [i]), [head, first + j, word + i])
-
-        scale = _words_of_row(tile, rows, 0, write)
-        if dot.mode != "float32":
-            T.buffer_store(panels.key_scales, scale, [head, first + j])
-        if dot.mode == "int8":
-            total = T.alloc_buffer((1,), "int32")
-            T.buffer_store(total, T.int32(0), [0])
-            with T.serial(tile.words) as w:
-                word = T.bind(panels.keys[head, first + j, w])
-                for i in range(4):
-                    T.buffer_store(total, total[0] + ((word << (24 - 8 * i)) >> 24), [0])
-            T.buffer_store(panels.key_bias, total[0] * -128, [head, first + j])
-
+    _fill_keys(tile, panels, rows, lambda j: stage(j, 0, j), head, first, present)
     with T.serial(present) as j:
         stage(j, 1, j)
     whole = settled((present + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE)
     with T.serial(whole - present) as j, T.serial(tile.padded) as d:
         T.buffer_store(rows, T.float32(0), [present + j, d])
+    _fill_values(tile, panels, rows, head, first, present, whole)
+
+
+def _fill_keys(tile: Tile, panels: Panels, rows, stage, head, first, present) -> None:
+    dot, lanes = tile.dot, tile.lanes
+    size = T.alloc_buffer((1,), "float32")
+    T.buffer_store(size, T.float32(0), [0])
+    with T.serial(present) as j:
+        stage(j)
+        if dot.mode != "float32":
+            T.buffer_store(size, T.max(size[0], _size(tile, rows, j)), [0])
+    inverse = None
+    if dot.mode != "float32":
+        root = _root(tile, size[0], 1)
+        inverse = T.bind(T.float32(tile.row_norm) / root)
+        T.buffer_store(panels.key_scales, root * T.float32(1 / tile.row_norm), [head, first // PAGE_SIZE])
+    with T.serial(present) as j:
+
+        def write(word, value, count):
+            T.buffer_store(panels.keys, value, [head, first + j, span(word, count)])
+
+        _write_words(tile, rows, j, inverse, write)
+        if dot.mode == "int8":
+            total, whole = T.alloc_buffer((lanes,), "int32"), span(0, lanes)
+            T.buffer_store(total, constant(0, lanes, "int32"), [whole])
+            for d in range(0, tile.padded, lanes):
+                codes = rounded_int32(rows[j, span(d, lanes)] * splat(inverse, lanes), lanes)
+                T.buffer_store(total, total[whole] + codes, [whole])
+            T.buffer_store(panels.key_bias, reduce(total[whole], lanes, add) * -128, [head, first + j])
+
+
+def _fill_values(tile: Tile, panels: Panels, rows, head, first, present, whole) -> None:
+    dot, lanes, numbers = tile.dot, tile.lanes, tile.dot.numbers
     cell = span(0, lanes)
     with T.serial(tile.padded // lanes) as part:
         columns = span(part * lanes, lanes)
         factor = T.alloc_buffer((lanes,), "float32")
         if dot.mode != "float32":
-            T.buffer_store(factor, constant(1e-30, lanes), [cell])
+            T.buffer_store(factor, constant(0.0, lanes), [cell])
             with T.serial(present) as j:
-                value = T.bind(rows[j, columns])
-                if dot.mode == "int16":
-                    T.buffer_store(factor, factor[cell] + value * value, [cell])
-                else:
-                    T.buffer_store(factor, T.max(factor[cell], _absolute(value, lanes)), [cell])
-            size = T.bind(T.sqrt(factor[cell]) if dot.mode == "int16" else factor[cell])
-            T.buffer_store(panels.value_scales, size * constant(1 / tile.column_norm, lanes), [head, first_page, columns])
-            T.buffer_store(factor, constant(tile.column_norm, lanes) / size, [cell])
+                T.buffer_store(factor, _grow(tile, factor[cell], T.bind(rows[j, columns])), [cell])
+            root = _root(tile, factor[cell], lanes)
+            scale = root * constant(1 / tile.column_norm, lanes)
+            T.buffer_store(panels.value_scales, scale, [head, first // PAGE_SIZE, columns])
+            T.buffer_store(factor, constant(tile.column_norm, lanes) / root, [cell])
         with T.serial(whole // numbers) as j:
             vectors = [rows[j * numbers + i, columns] for i in range(numbers)]
             if dot.mode != "float32":
@@ -318,13 +322,15 @@ def _fill_panels(tile: Tile, batch: Batch, panels: Panels, head, sequence, block
 class Rows:
     """The rows of a tile: queries as words, and what a row carries from block to block."""
 
-    queries: Any  # [padded words, rows]
+    queries: Any  # [key words, rows]
     scale: Any  # [rows]
     last: Any  # [rows] int32, the last key that a row sees
     maximum: Any  # [rows]
     total: Any  # [rows]
     output: Any  # [padded, rows]
-    peak: Any  # [rows], of this block
+    peak: Any  # [rows], of the sums of this block
+    factor: Any  # [rows], what makes scores of the sums of this block
+    offset: Any  # [rows], what is subtracted from scores of this block
     old: Any  # [rows], factor of what came before this block
     new: Any  # [rows], factor of this block
 
@@ -334,12 +340,14 @@ def _allocate_rows(tile: Tile) -> Rows:
         return T.alloc_buffer((tile.rows,), dtype)
 
     return Rows(
-        T.alloc_buffer((tile.padded_words, tile.rows), tile.dot.word),
+        T.alloc_buffer((tile.key_words, tile.rows), tile.dot.word),
         vector(),
         vector("int32"),
         vector(),
         vector(),
         T.alloc_buffer((tile.padded, tile.rows), "float32"),
+        vector(tile.dot.word),
+        vector(),
         vector(),
         vector(),
         vector(),
@@ -348,26 +356,36 @@ def _allocate_rows(tile: Tile) -> Rows:
 
 def _load_queries(tile: Tile, batch: Batch, rows: Rows, head, row_index) -> None:
     """`row_index(i)`: token and query head of row i."""
-    lanes, dim = tile.lanes, tile.shape.head_dim
-    staged = T.alloc_buffer((1, tile.padded), "float32")
-    words = T.alloc_buffer((lanes, tile.padded_words), tile.dot.word)
+    lanes, dim, dot = tile.lanes, tile.shape.head_dim, tile.dot
+    staged, columns = T.alloc_buffer((lanes, tile.padded), "float32"), T.alloc_buffer((tile.padded, lanes), "float32")
+    whole = span(0, lanes)
     with T.serial(tile.vectors) as c:
+        place = span(c * lanes, lanes)
         with T.serial(lanes) as i:
             token, query_head = row_index(c * lanes + i)
-            _stage(tile, batch.out, (token, query_head * dim), staged, 0)
-            scale = _words_of_row(
-                tile,
-                staged,
-                0,
-                lambda word, value, count: T.buffer_store(words, value, [i, span(word, count)]),
-                128 if tile.dot.mode == "int8" else 0,
-            )
-            T.buffer_store(rows.scale, scale, [c * lanes + i])
+            _stage(tile, batch.out, (token, query_head * dim), staged, i)
             T.buffer_store(rows.last, batch.positions[token], [c * lanes + i])
-        with T.serial(tile.padded_words // lanes) as w:
-            square = [T.bind(words[i, span(w * lanes, lanes)]) for i in range(lanes)]
+        size = T.alloc_buffer((lanes,), "float32")
+        T.buffer_store(size, constant(0.0, lanes), [whole])
+        with T.serial(tile.padded // lanes) as part:
+            square = [T.bind(staged[i, span(part * lanes, lanes)]) for i in range(lanes)]
             for i, vector in enumerate(transpose(square, lanes)):
-                T.buffer_store(rows.queries, vector, [w * lanes + i, span(c * lanes, lanes)])
+                T.buffer_store(columns, vector, [part * lanes + i, whole])
+                T.buffer_store(size, _grow(tile, size[whole], vector), [whole])
+        inverse = None
+        if dot.mode != "float32":
+            root = _root(tile, size[whole], lanes)
+            inverse = T.bind(constant(tile.row_norm, lanes) / root)
+            T.buffer_store(rows.scale, root * constant(1 / tile.row_norm, lanes), [place])
+        with T.serial(tile.padded // dot.numbers) as w:
+            numbers = [columns[w * dot.numbers + i, whole] for i in range(dot.numbers)]
+            if dot.mode != "float32":
+                numbers = [v * inverse for v in numbers]
+            if dot.mode == "int8":
+                numbers = [v + constant(128.0, lanes) for v in numbers]
+            if dot.mode != "float32":
+                numbers = [settled(rounded(v, lanes), "int32", lanes) for v in numbers]
+            T.buffer_store(rows.queries, dot.pack(numbers, lanes), [w, place])
     with T.serial(tile.vectors) as c:
         place = span(c * lanes, lanes)
         T.buffer_store(rows.maximum, constant(NOTHING, lanes), [place])
@@ -392,19 +410,14 @@ def _product(tile: Tile, depth, left, right, start=None):
             for cell, vector in zip(row, vectors, strict=True):
                 T.buffer_store(cell, dot.add(cell[whole], vector, shared, lanes), [whole])
 
-    def value(r, c):
-        cell = cells[r][c][whole]
-        return cell if dot.mode == "float32" else T.cast(cell, f"float32x{lanes}")
-
-    return value
+    return lambda r, c: T.bind(cells[r][c][whole])
 
 
 def _score(tile: Tile, panels: Panels, rows: Rows, head, first, count, scores) -> None:
-    """scores[j, row] for `count` keys (rounded up to whole register tiles) from panel row `first` on, not yet times
-    the scale of a row; and their maxima."""
+    """scores[j, row] for `count` keys (whole register tiles) from panel row `first` on, as sums, and their maxima."""
     lanes, dot = tile.lanes, tile.dot
     with T.serial(tile.vectors) as c:
-        T.buffer_store(rows.peak, constant(MASKED, lanes), [span(c * lanes, lanes)])
+        T.buffer_store(rows.peak, constant(LEAST[dot.word], lanes, dot.word), [span(c * lanes, lanes)])
     with T.serial(count // tile.height) as step:
         j = T.bind(step * tile.height)
         product = _product(
@@ -419,78 +432,95 @@ def _score(tile: Tile, panels: Panels, rows: Rows, head, first, count, scores) -
             peak = rows.peak[place]
             for r in range(tile.height):
                 value = product(r, c)
-                if dot.mode != "float32":
-                    value = value * splat(panels.key_scales[head, first + j + r], lanes)
-                value = T.bind(value)
-                T.buffer_store(scores, T.reinterpret(value, dtype=f"{dot.word}x{lanes}"), [j + r, place])
+                T.buffer_store(scores, value, [j + r, place])
                 peak = T.bind(T.max(peak, value))
             T.buffer_store(rows.peak, peak, [place])
 
 
+def _visible(rows: Rows, place, lanes: int, key, window):
+    """Whether each row sees a key; a condition for Select."""
+    last, key = rows.last[place], splat(key, lanes)
+    if window is None:
+        return key <= last
+    return tirx.all(key <= last, key > last - constant(window, lanes, "int32"))
+
+
 def _mask(tile: Tile, rows: Rows, start, count, scores, window) -> None:
-    lanes = tile.lanes
+    """The maxima of a block of which rows do not see every key."""
+    lanes, word = tile.lanes, tile.dot.word
     with T.serial(tile.vectors) as c:
-        place = span(c * lanes, lanes)
-        last = T.bind(rows.last[place])
-        peak, whole = T.alloc_buffer((lanes,), "float32"), span(0, lanes)
-        T.buffer_store(peak, constant(MASKED, lanes), [whole])
+        place, whole = span(c * lanes, lanes), span(0, lanes)
+        peak = T.alloc_buffer((lanes,), word)
+        least = constant(LEAST[word], lanes, word)
+        T.buffer_store(peak, least, [whole])
         with T.serial(count) as j:
-            key = splat(start + j, lanes)
-            score = T.reinterpret(scores[j, place], dtype=f"float32x{lanes}")
-            score = tirx.Select(key <= last, score, constant(MASKED, lanes))
-            if window is not None:
-                score = tirx.Select(key > last - constant(window, lanes, "int32"), score, constant(MASKED, lanes))
-            score = settled(score, "float32", lanes)
-            T.buffer_store(scores, T.reinterpret(score, dtype=f"{tile.dot.word}x{lanes}"), [j, place])
+            score = tirx.Select(_visible(rows, place, lanes, start + j, window), scores[j, place], least)
             T.buffer_store(peak, T.max(peak[whole], score), [whole])
         T.buffer_store(rows.peak, peak[whole], [place])
 
 
 def _power(x, mode: str, lanes: int):
-    """2^x as a power of two and a number near one."""
-    x = settled(T.max(x, constant(-100.0, lanes)), "float32", lanes)
-    shifted = settled(T.reinterpret(x + constant(ROUND + 127, lanes), dtype=f"int32x{lanes}"), "int32", lanes)
-    f = x - (T.reinterpret(shifted, dtype=f"float32x{lanes}") - constant(ROUND + 127, lanes))
-    f = settled(f, "float32", lanes)
+    """2^x for x <= 127 as a power of two and a number near one; a number near zero for x below -126."""
+    x = settled(x, "float32", lanes)
+    magic = constant(ROUND + 127, lanes)
+    shifted = settled(T.reinterpret(x + magic, dtype=f"int32x{lanes}"), "int32", lanes)
+    f = settled(x - (T.reinterpret(shifted, dtype=f"float32x{lanes}") - magic), "float32", lanes)
     coefficients = _EXP2[mode]
     power = constant(coefficients[-1], lanes)
     for coefficient in coefficients[-2::-1]:
         power = power * f + constant(coefficient, lanes)
-    return power, T.reinterpret(shifted << constant(23, lanes, "int32"), dtype=f"float32x{lanes}")
+    exponent = T.max(shifted, constant(ROUND_BITS, lanes, "int32")) << constant(23, lanes, "int32")
+    return power, T.reinterpret(exponent, dtype=f"float32x{lanes}")
 
 
-def _weigh(tile: Tile, rows: Rows, count, scores) -> None:
+def _start_block(tile: Tile, panels: Panels, rows: Rows, head, first) -> None:
+    """From the maxima of a block: the factors of rows.old, rows.new, and what weights are made with."""
+    lanes, dot = tile.lanes, tile.dot
+    with T.serial(tile.vectors) as c:
+        place = span(c * lanes, lanes)
+        peak = T.bind(rows.peak[place])
+        maximum = peak
+        if dot.mode != "float32":
+            scale = T.bind(rows.scale[place] * splat(panels.key_scales[head, first // PAGE_SIZE], lanes))
+            T.buffer_store(rows.factor, scale, [place])
+            maximum = T.cast(peak, f"float32x{lanes}") * scale
+        seen = peak > constant(LEAST[dot.word], lanes, dot.word)
+        maximum = settled(tirx.Select(seen, maximum, constant(NOTHING, lanes)), "float32", lanes)
+        before = T.bind(rows.maximum[place])
+        after = T.bind(T.max(before, maximum))
+        T.buffer_store(rows.maximum, after, [place])
+        T.buffer_store(rows.old, exp2(before - after, lanes), [place])
+        T.buffer_store(rows.new, exp2(maximum - after, lanes), [place])
+        T.buffer_store(rows.offset, maximum - constant(math.log2(tile.weight), lanes), [place])
+
+
+def _weigh(tile: Tile, rows: Rows, count, scores, visible: Callable | None = None) -> None:
     """Turn the scores of a block into words of weights, in place, relative to the block's own maximum."""
     lanes, dot = tile.lanes, tile.dot
     with T.serial(tile.vectors) as c:
         place, whole = span(c * lanes, lanes), span(0, lanes)
-        scale = T.bind(rows.scale[place])
-        maximum = T.bind(T.max(rows.peak[place] * scale, constant(NOTHING, lanes)))
-        before = T.bind(rows.maximum[place])
-        after = T.bind(T.max(before, maximum))
-        old, new = exp2(before - after, lanes), exp2(maximum - after, lanes)
-        T.buffer_store(rows.maximum, after, [place])
-        T.buffer_store(rows.old, old, [place])
-        T.buffer_store(rows.new, new, [place])
-        offset = T.bind(maximum - constant(math.log2(tile.weight), lanes))
+        offset = T.bind(rows.offset[place])
         total = T.alloc_buffer((lanes,), dot.word)
         T.buffer_store(total, constant(0, lanes, dot.word), [whole])
 
         def weight(j):
-            score = T.reinterpret(scores[j, place], dtype=f"float32x{lanes}")
-            power, factor = _power(score * scale - offset, dot.mode, lanes)
-            if dot.mode == "float32":
-                return power * factor
-            return settled(
-                T.reinterpret(power * factor + constant(ROUND, lanes), dtype=f"int32x{lanes}"), "int32", lanes
-            )
+            score = scores[j, place]
+            if dot.mode != "float32":
+                score = T.cast(score, f"float32x{lanes}") * rows.factor[place]
+            power, factor = _power(score - offset, dot.mode, lanes)
+            value = power * factor
+            if dot.mode != "float32":
+                value = rounded(value, lanes)
+            if visible is not None:
+                value = tirx.Select(visible(place, j), value, constant(0, lanes, dot.word))
+            return settled(value, dot.word, lanes)
 
         with T.serial(count // dot.numbers) as j:
             word = settled(dot.pack([weight(j * dot.numbers + i) for i in range(dot.numbers)], lanes), dot.word, lanes)
             T.buffer_store(scores, word, [j, place])
             T.buffer_store(total, dot.add(total[whole], word, splat(dot.ones(), lanes), lanes), [whole])
         added = total[whole] if dot.mode == "float32" else T.cast(total[whole], f"float32x{lanes}")
-        T.buffer_store(rows.total, rows.total[place] * old + added * new, [place])
+        T.buffer_store(rows.total, rows.total[place] * rows.old[place] + added * rows.new[place], [place])
 
 
 def _add_values(tile: Tile, panels: Panels, rows: Rows, head, first, count, scores) -> None:
@@ -510,7 +540,9 @@ def _add_values(tile: Tile, panels: Panels, rows: Rows, head, first, count, scor
             for r in range(tile.height):
                 value = product(r, c)
                 if dot.mode != "float32":
-                    value = value * splat(panels.value_scales[head, first // PAGE_SIZE, d + r], lanes)
+                    value = T.cast(value, f"float32x{lanes}") * splat(
+                        panels.value_scales[head, first // PAGE_SIZE, d + r], lanes
+                    )
                 T.buffer_store(rows.output, rows.output[d + r, place] * old + value * new, [d + r, place])
 
 
@@ -560,9 +592,19 @@ def _attend(tile: Tile, batch: Batch, panels: Panels, head, sequence, index, win
         partial = start + count - 1 > lowest
         if window is not None:
             partial = tirx.any(partial, start <= highest - window)
-        with T.If(partial), T.Then():
+        partial = settled(T.cast(partial, "int32"))
+
+        def visible(place, j, start=start):
+            return _visible(rows, place, tile.lanes, start + j, window)
+
+        with T.If(partial > 0), T.Then():
             _mask(tile, rows, start, count, scores, window)
-        _weigh(tile, rows, count, scores)
+        _start_block(tile, panels, rows, head, first)
+        with T.If(partial > 0):
+            with T.Then():
+                _weigh(tile, rows, count, scores, visible)
+            with T.Else():
+                _weigh(tile, rows, count, scores)
         _add_values(tile, panels, rows, head, first, count, scores)
     _finish(tile, batch, rows, used, row_index)
 
@@ -602,16 +644,17 @@ def prefill_attention(shape: HeadShape, rotation: Rotation, scale: float, dot: D
         qkv = k.input("qkv", (n, (heads + 2 * kv_heads) * dim), "float32")
         layer = T.arg("layer", T.int64())
         positions, slots = k.input("positions", (n,), "int32"), k.input("slots", (n,), "int32")
-        query_starts, page_starts = k.input("query_starts", (b + 1,), "int32"), k.input("page_starts", (b + 1,), "int32")
+        query_starts, page_starts = (
+            k.input("query_starts", (b + 1,), "int32"),
+            k.input("page_starts", (b + 1,), "int32"),
+        )
         pages, lengths = k.input("pages", (used,), "int32"), k.input("lengths", (b,), "int32")
         kv = k.input("kv", (layers, total_pages, 2, kv_heads, PAGE_SIZE, dim), shape.dtype)
         kv_scales = None
         if shape.dtype == "int8":
             kv_scales = k.input("kv_scales", (layers, total_pages, 2, kv_heads, PAGE_SIZE), "float32")
         out = k.input("out", (n, heads * dim), "float32")
-        batch = Batch(
-            qkv, layer, positions, slots, query_starts, page_starts, pages, lengths, kv, kv_scales, out
-        )
+        batch = Batch(qkv, layer, positions, slots, query_starts, page_starts, pages, lengths, kv, kv_scales, out)
 
         def new_rows(s):
             return (query_starts[s + 1] - query_starts[s]) * shape.group
@@ -631,8 +674,8 @@ def prefill_attention(shape: HeadShape, rotation: Rotation, scale: float, dot: D
         with k.body():
             keys = used * PAGE_SIZE
             panels = Panels(
-                T.sblock_alloc_buffer((kv_heads, keys, tile.words), dot.word),
-                T.sblock_alloc_buffer((kv_heads, keys), "float32"),
+                T.sblock_alloc_buffer((kv_heads, keys, tile.key_words), dot.word),
+                T.sblock_alloc_buffer((kv_heads, used), "float32"),
                 T.sblock_alloc_buffer((kv_heads, keys), "int32"),
                 T.sblock_alloc_buffer((kv_heads, T.floordiv(keys, dot.numbers), tile.padded), dot.word),
                 T.sblock_alloc_buffer((kv_heads, used, tile.padded), "float32"),
