@@ -97,20 +97,21 @@ def measure_decode(
     """Time `generate` steps of `batch_size` sequences that hold `depth` tokens each when a round begins.
 
     The likeliest token of each sequence is what it takes next. `read_rate` tells the bytes per second that the machine
-    reads at the moment. Raises EngineError.
+    reads at the moment; it changes while other machines use the same memory, so it is asked before and after a round.
+    Raises EngineError.
     """
-    sequences: list[int] = []
+    warm_up = min(generate, _WARM_UP_STEPS)
+    sequences = _filled(model, batch_size, depth)
+    _timed_steps(model, sequences, warm_up)
+    sequences = _rewound(model, sequences, warm_up)
     seconds, percent = [], []
-    for round_number in range(-1, rounds):  # the first one warms up
-        if not sequences:
-            sequences = _filled(model, batch_size, depth)
-        steps = generate if round_number >= 0 else min(generate, _WARM_UP_STEPS)
-        rate = read_rate() if round_number >= 0 else 0.0
-        taken = _timed_steps(model, sequences, steps)
-        if round_number >= 0:
-            seconds.append(taken / steps)
-            percent.append(100 * step_bytes * steps / taken / rate)
-        sequences = _rewound(model, sequences, steps)
+    for _ in range(rounds):
+        sequences = sequences or _filled(model, batch_size, depth)
+        before = read_rate()
+        taken = _timed_steps(model, sequences, generate)
+        seconds.append(taken / generate)
+        percent.append(100 * step_bytes * generate / taken / ((before + read_rate()) / 2))
+        sequences = _rewound(model, sequences, generate)
     for sequence in sequences:
         model.remove_sequence(sequence)
     return DecodeResult(

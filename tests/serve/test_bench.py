@@ -91,7 +91,7 @@ def test_a_failure_is_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_figures_are_per_second_of_the_machines_own_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(0, 1000, 10))
     monkeypatch.setattr("mlc_llm.serve.measure.perf_counter", lambda: float(next(ticks)))
-    result = decode(FakeModel(), rounds=2, read_rate=iter([1000.0, 2000.0]).__next__)
+    result = decode(FakeModel(), rounds=2, read_rate=iter([500.0, 1500.0, 1000.0, 3000.0]).__next__)
     assert result.step_seconds.rounds == (2.0, 2.0)  # 10 seconds for 5 steps
     assert result.tokens_per_second.rounds == (1.0, 1.0)  # of 2 sequences
     assert result.bandwidth_percent.rounds == (50.0, 25.0)
