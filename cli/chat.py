@@ -129,7 +129,11 @@ def print_answer(session: "ChatSession", text: str) -> None:
 
 def print_response(session: "ChatSession", text: str) -> None:
     """Print the response object."""
-    response: Any = session.engine.chat.completions.create(**session.request([{"role": "user", "content": text}]))
+    from .settings import request_arguments
+
+    response: Any = session.engine.chat.completions.create(
+        messages=session.conversation([{"role": "user", "content": text}]), **request_arguments(session.settings)
+    )
     click.echo(response.model_dump_json(indent=2))
 
 

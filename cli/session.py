@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..runtime.errors import UsageError
-from .settings import Value, request_arguments
+from ..runtime.generation import Finish
+from .settings import Value, sampling_fields
 
 Message = dict[str, str]
 
@@ -49,7 +50,7 @@ class SessionTotals:
 class ChatSession:
     """Messages in, pieces of text out; the conversation is only ever changed by whole turns."""
 
-    engine: Any  # MLCEngine, or whatever else has chat.completions.create
+    engine: Any  # MLCEngine, or whatever else has `generate` and chat.completions.create
     model: str
     device: str
     context_size: int
@@ -91,10 +92,9 @@ class ChatSession:
         self.messages.clear()
         self.attachments.clear()
 
-    def request(self, messages: list[Message]) -> dict[str, Any]:
-        """The arguments of `chat.completions.create` for these messages."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return {"messages": [*system, *messages], **request_arguments(self.settings)}
+    def conversation(self, messages: list[Message]) -> list[Message]:
+        """Messages with the system message before them, where there is one."""
+        return [{"role": "system", "content": self.system}, *messages] if self.system else messages
 
     def _answer(self, question: Message, keep: int | None = None) -> Generator[str]:
         """Generate the answer to `question` after the first `keep` messages (all of them by default)."""
@@ -105,23 +105,19 @@ class ChatSession:
         start = time.perf_counter()
         first = latest = 0.0
         try:
-            stream = self.engine.chat.completions.create(
-                **self.request([*kept, question]), stream=True, stream_options={"include_usage": True}
-            )
-            for chunk in stream:
+            events = self.engine.generate(self.conversation([*kept, question]), **sampling_fields(self.settings))
+            for event in events:
                 latest = time.perf_counter() - start
-                if chunk.usage is not None:
-                    prompt_tokens, completion_tokens = chunk.usage.prompt_tokens, chunk.usage.completion_tokens
-                    cached_tokens = chunk.usage.prompt_tokens_details.cached_tokens
-                for choice in chunk.choices:
-                    finish_reason = choice.finish_reason or finish_reason
-                    if choice.delta.content:
-                        first = first or latest
-                        pieces.append(choice.delta.content)
-                    yield choice.delta.content or ""
+                if isinstance(event, Finish):
+                    prompt_tokens, completion_tokens = event.prompt_tokens, event.completion_tokens
+                    cached_tokens, finish_reason = event.cached_tokens, event.reason
+                else:
+                    first = first or latest
+                    pieces.append(event.text)
+                    yield event.text
         except GeneratorExit:
-            stream.close()
-            completion_tokens = len(pieces)  # the usage never came: about a token a piece
+            events.close()
+            completion_tokens = len(pieces)  # the figures never came: about a token a piece
         answer = "".join(pieces)
         if answer or finish_reason:
             self.messages = [*kept, question, {"role": "assistant", "content": answer}]

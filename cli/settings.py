@@ -75,6 +75,11 @@ def format_settings(settings: Mapping[str, Value]) -> str:
     )
 
 
+def sampling_fields(settings: Mapping[str, Value]) -> dict[str, Any]:
+    """The settings as fields of `SamplingParams`."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
 def request_arguments(settings: Mapping[str, Value]) -> dict[str, Any]:
     """The arguments of `chat.completions.create` for these settings."""
     arguments: dict[str, Any] = {name: value for name, value in settings.items() if name not in NOT_IN_OPENAI}

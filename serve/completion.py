@@ -9,7 +9,7 @@ from ..runtime.errors import RequestError
 from ..runtime.generation import Delta as TextDelta
 from ..runtime.generation import Event, RankedToken
 from ..runtime.generation import TokenLogprob as GeneratedLogprob
-from ..templates import ConversationError, validate_messages
+from .answer import answer
 from .loading import LoadedModel
 from .protocol import (
     ChatCompletionRequest,
@@ -35,19 +35,8 @@ def complete(model: LoadedModel, request: ChatCompletionRequest) -> Iterator[Cha
     The request is checked before anything is generated: raises RequestError here, and EngineError from the iterator.
     """
     _check_model(model, request.model)
-    params = request.sampling_params(model.config)
-    stop_strings = () if params.ignore_eos else model.stop_strings
-    events = model.generator.generate(prompt_ids(model, request), params, stop_strings=stop_strings)
+    events = answer(model, request.messages, request.sampling_params(model.config))
     return _chunks(events, _answer_id(request.request_id), int(time.time()), model.name)
-
-
-def prompt_ids(model: LoadedModel, request: ChatCompletionRequest) -> list[int]:
-    """The tokens of the conversation, up to where the answer begins. Raises RequestError."""
-    try:
-        prompt = model.template.render(validate_messages(request.messages))
-    except ConversationError as error:
-        raise RequestError(str(error), param=error.param or "messages", code="invalid_value") from None
-    return [*prompt.prefix_token_ids, *model.tokenizer.encode(prompt.text)]
 
 
 def _check_model(model: LoadedModel, name: str | None) -> None:

@@ -1,16 +1,23 @@
 """`MLCEngine`: chat completions in Python."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from reprlib import repr as short_repr
 from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..runtime.errors import EngineError, UsageError
-from .chat import Chat
-from .completion import complete
+from .answer import answer, sampling_params
 from .config import EngineConfig, Mode
 from .loading import LoadedModel, load_model
-from .protocol import ChatCompletionRequest, ChatCompletionStreamResponse
+
+if TYPE_CHECKING:
+    from ..runtime.generation import Event
+    from .chat import Chat
+    from .protocol import ChatCompletionRequest, ChatCompletionStreamResponse
+
+_Item = TypeVar("_Item")
 
 
 class MLCEngine:
@@ -47,7 +54,22 @@ class MLCEngine:
             raise UsageError(f"engine_config is of type {type(config).__name__}: expected an EngineConfig")
         library = None if model_lib is None else _path("model_lib", model_lib)
         self._model: LoadedModel | None = load_model(_path("model", model), device, library, mode, config)
-        self.chat = Chat(self._answer)
+
+    @cached_property
+    def chat(self) -> "Chat":
+        """Chat completions, as OpenAI's clients have them: `engine.chat.completions.create`."""
+        from .chat import Chat
+
+        return Chat(self._complete)
+
+    def generate(self, messages: Sequence[Mapping[str, Any]], **sampling: Any) -> "Iterator[Event]":
+        """The answer to `messages` as events: deltas of text, then one `Finish` with the figures.
+
+        `sampling` are fields of `SamplingParams`; those that are None or not given come from the model's config.
+        Raises RequestError for a request that is invalid, EngineError when the engine is terminated or fails.
+        """
+        model = self._loaded()
+        return self._while_running(answer(model, messages, sampling_params(model.config, sampling)))
 
     @property
     def context_window_size(self) -> int:
@@ -71,17 +93,19 @@ class MLCEngine:
             raise EngineError("the engine is terminated: make a new MLCEngine")
         return self._model
 
-    def _answer(self, request: ChatCompletionRequest) -> Iterator[ChatCompletionStreamResponse]:
+    def _complete(self, request: "ChatCompletionRequest") -> "Iterator[ChatCompletionStreamResponse]":
+        from .completion import complete
+
         return self._while_running(complete(self._loaded(), request))
 
-    def _while_running(self, chunks: Iterator[ChatCompletionStreamResponse]) -> Iterator[ChatCompletionStreamResponse]:
-        """The chunks, as long as the engine is not terminated in the middle of them."""
+    def _while_running(self, items: Iterator[_Item]) -> Iterator[_Item]:
+        """The items, as long as the engine is not terminated in the middle of them."""
         while True:
             self._loaded()
-            chunk = next(chunks, None)
-            if chunk is None:
+            item = next(items, None)
+            if item is None:
                 return
-            yield chunk
+            yield item
 
 
 def _path(name: str, value: object) -> str:

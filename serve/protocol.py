@@ -14,6 +14,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from ..runtime.artifact import ChatConfig
 from ..runtime.errors import RequestError
 from ..runtime.sampling_params import SamplingParams
+from .answer import sampling_params
+
+# Fields that SamplingParams has under the same name and type.
+_SAME_NAME = (
+    "temperature", "top_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
+    "top_k", "min_p", "logit_bias", "seed", "logprobs", "top_logprobs",
+)  # fmt: skip
 
 
 def _token_id(key: object) -> object:
@@ -108,25 +115,13 @@ class ChatCompletionRequest(_Request):
 
     def sampling_params(self, config: ChatConfig) -> SamplingParams:
         """How to choose tokens: the request's values, else those of the model folder's config."""
-        given = {
-            "temperature": _first(self.temperature, config.temperature),
-            "top_p": _first(self.top_p, config.top_p),
-            "frequency_penalty": _first(self.frequency_penalty, config.frequency_penalty),
-            "presence_penalty": _first(self.presence_penalty, config.presence_penalty),
-            "repetition_penalty": _first(self.repetition_penalty, config.repetition_penalty),
-            "max_tokens": _first(self.max_tokens, self.max_completion_tokens),
-            "stop": None if self.stop is None else tuple(self.stop),
-            "stop_token_ids": None if self.stop_token_ids is None else tuple(self.stop_token_ids),
-            "ignore_eos": self.ignore_eos or (self.debug_config is not None and self.debug_config.ignore_eos),
-        }
-        for name in ("top_k", "min_p", "logit_bias", "seed", "logprobs", "top_logprobs"):
-            given[name] = getattr(self, name)
-        return SamplingParams(**{name: value for name, value in given.items() if value is not None})
-
-
-def _first(*values: Any) -> Any:
-    """The first value that is given."""
-    return next((value for value in values if value is not None), None)
+        names = _SAME_NAME
+        given = {name: getattr(self, name) for name in names}
+        given["max_tokens"] = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+        given["stop"] = None if self.stop is None else tuple(self.stop)
+        given["stop_token_ids"] = None if self.stop_token_ids is None else tuple(self.stop_token_ids)
+        given["ignore_eos"] = self.ignore_eos or (self.debug_config is not None and self.debug_config.ignore_eos)
+        return sampling_params(config, given)
 
 
 def _unsupported(field: str, value: object, only: str) -> RequestError:

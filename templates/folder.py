@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .conversation import ConvTemplate
 from .jinja import MAX_TEMPLATE_CHARS, JinjaTemplate
 from .prompt import ConversationError, Template, shown
 
@@ -33,6 +32,8 @@ def load_template(
             from .library import named_template  # a long table that few folders need
 
             return named_template(conv_template)
+        from .conversation import ConvTemplate  # imports pydantic
+
         return ConvTemplate.from_dict(conv_template)
     if prompt_format == "conv_template":
         raise ConversationError(f"{folder}: prompt_format is 'conv_template', but there is no conv_template object")

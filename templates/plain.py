@@ -5,10 +5,9 @@ own. So nothing else ever reaches a template, and everything has a bounded size 
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from pydantic import BaseModel
 
 from .prompt import MAX_PROMPT_CHARS, ConversationError, shown
 
@@ -49,7 +48,7 @@ class _Copier:
             if not math.isfinite(value):
                 raise ConversationError(f"{param} is {value}: JSON has finite numbers only", param=param)
             return float(value)
-        if isinstance(value, BaseModel):
+        if _is_pydantic_model(value):
             value = value.model_dump()
         if isinstance(value, Mapping):
             return self.mapping(value, param, depth)
@@ -79,6 +78,12 @@ class _Copier:
             name = key if len(key) <= 64 and key.isidentifier() else shown(key)
             result[self.text(key, param)] = self.copy(item, f"{param}.{name}", depth + 1)
         return result
+
+
+def _is_pydantic_model(value: object) -> bool:
+    """Who has such a model has imported pydantic; importing it here would take as long as the rest of a start."""
+    pydantic = sys.modules.get("pydantic")
+    return pydantic is not None and isinstance(value, pydantic.BaseModel)
 
 
 def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 from mlc_llm.runtime.errors import RequestError
+from mlc_llm.runtime.generation import Delta, Finish
 
 CONTEXT = 64
 
@@ -44,50 +45,43 @@ class FakeEngine:
     def terminate(self) -> None:
         self.terminated = True
 
-    def create(self, *, messages: list[dict[str, str]], stream: bool = False, **options: Any) -> Any:
-        self.requests.append({"messages": messages, **options})
+    def generate(self, messages: list[dict[str, str]], **sampling: Any) -> Iterator[Delta | Finish]:
+        self.requests.append({"messages": messages, **sampling})
         prompt = sum(len(message["content"].split()) for message in messages)
         if prompt >= CONTEXT:
             raise RequestError(f"the prompt has {prompt} tokens; the context holds {CONTEXT}: shorten the messages",
                                param="messages", code="context_length_exceeded")  # fmt: skip
         question = messages[-1]["content"]
         answer = "tick " * 100_000 if "flood" in question else f"You said: {question}."
-        limit = options.get("max_tokens") or 10**6
+        limit = sampling.get("max_tokens") or 10**6
         words = [word + " " for word in answer.split(" ")][:limit]
         words[-1] = words[-1].rstrip(" ")
-        finish = "length" if len(words) == limit else "stop"
-        usage = namespace(prompt_tokens=prompt, completion_tokens=len(words), total_tokens=prompt + len(words),
-                          prompt_tokens_details=namespace(cached_tokens=0))  # fmt: skip
-        if not stream:
-            return FakeResponse("".join(words), finish, usage)
-        return self._stream(words, finish, usage, question)
+        return self._events(words, "length" if len(words) == limit else "stop", prompt, question)
 
-    def _stream(self, words: list[str], finish: str, usage: Any, question: str) -> Iterator[Any]:
+    def _events(
+        self, words: list[str], reason: Literal["stop", "length"], prompt: int, question: str
+    ) -> Iterator[Delta | Finish]:
         for index, word in enumerate(words):
             if index == 2 and "refuse" in question:
                 raise RequestError("the engine refuses")
             if index == 2 and "crash" in question:
                 raise KeyError("a bug")
-            yield chunk(word)
-        yield chunk("", finish_reason=finish)
-        yield namespace(choices=[], usage=usage)
+            yield Delta(word)
+        yield Finish(reason, prompt, len(words), 0, 0.0, 0.0)
 
-
-def chunk(text: str, finish_reason: str | None = None) -> Any:
-    delta = namespace(role="assistant", content=text)
-    return namespace(choices=[namespace(index=0, delta=delta, finish_reason=finish_reason)], usage=None)
+    def create(self, *, messages: list[dict[str, str]], **options: Any) -> FakeResponse:
+        return FakeResponse("".join(event.text for event in self.generate(messages, **options)
+                                    if isinstance(event, Delta)))  # fmt: skip
 
 
 class FakeResponse:
     """A chat completion as far as the command line looks at it."""
 
-    def __init__(self, text: str, finish_reason: str, usage: Any) -> None:
-        message = namespace(role="assistant", content=text)
-        self.choices = [namespace(index=0, message=message, finish_reason=finish_reason)]
-        self.usage = usage
+    def __init__(self, text: str) -> None:
+        self.text = text
 
     def model_dump_json(self, indent: int | None = None) -> str:
-        return json.dumps({"choices": [{"message": {"content": self.choices[0].message.content}}]}, indent=indent)
+        return json.dumps({"choices": [{"message": {"content": self.text}}]}, indent=indent)
 
 
 def install() -> None:

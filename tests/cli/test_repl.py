@@ -72,15 +72,15 @@ def test_ctrl_c_at_the_prompt_throws_the_line_away(session: Any) -> None:
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_it(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    create = session.engine.create
+    generate = session.engine.generate
 
-    def interrupted(**request: Any) -> Iterator[Any]:
-        for index, chunk in enumerate(create(**request)):
-            yield chunk
-            if index == 2 and "flood" in request["messages"][-1]["content"]:
+    def interrupted(messages: list[dict[str, str]], **sampling: Any) -> Iterator[Any]:
+        for index, event in enumerate(generate(messages, **sampling)):
+            yield event
+            if index == 2 and "flood" in messages[-1]["content"]:
                 signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(session.engine.chat.completions, "create", interrupted)
+    monkeypatch.setattr(session.engine, "generate", interrupted)
     text = converse(session, "flood", "hi")
     assert lines_of(text) == ["tick tick tick tick ", "[4 tokens", "You said: hi.", "[3 tokens"]
     assert "stopped]" in text
@@ -88,12 +88,12 @@ def test_ctrl_c_stops_the_answer_and_keeps_it(session: Any, monkeypatch: pytest.
 
 
 def test_a_second_ctrl_c_leaves(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stuck(**request: Any) -> Iterator[Any]:
+    def stuck(*request: Any) -> Iterator[Any]:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         yield
 
-    monkeypatch.setattr(session.engine.chat.completions, "create", stuck)
+    monkeypatch.setattr(session.engine, "generate", stuck)
     with pytest.raises(KeyboardInterrupt):
         converse(session, "hi")
 

@@ -32,12 +32,11 @@ def test_earlier_turns_and_the_system_message_are_sent_along(session: Any) -> No
     ]
 
 
-def test_settings_reach_the_engine_and_those_that_openai_lacks_go_to_extra_body(session: Any) -> None:
+def test_settings_reach_the_engine(session: Any) -> None:
     session.settings = {"temperature": 0.5, "top_k": 3, "stop": ["END"]}
     say(session, "hi")
     request = session.engine.requests[-1]
-    assert (request["temperature"], request["stop"]) == (0.5, ["END"])
-    assert request["extra_body"] == {"top_k": 3}
+    assert (request["temperature"], request["stop"], request["top_k"]) == (0.5, ("END",), 3)
 
 
 def test_figures_come_from_the_usage_of_the_stream(session: Any) -> None:
@@ -79,10 +78,10 @@ def test_regenerate_replaces_the_last_answer_with_the_settings_of_now(session: A
 def test_regenerate_that_fails_keeps_the_old_answer(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     say(session, "one")
 
-    def refuse(**request: Any) -> None:
+    def refuse(*request: Any) -> None:
         raise RequestError("no")
 
-    monkeypatch.setattr(session.engine.chat.completions, "create", refuse)
+    monkeypatch.setattr(session.engine, "generate", refuse)
     with pytest.raises(RequestError):
         list(session.regenerate())
     assert session.messages[-1]["content"] == "You said: one."

@@ -1,0 +1,38 @@
+"""From messages to the events of their answer: the one way on which an engine answers, whatever its callers speak.
+
+Loads no pydantic, which takes as long as the rest of a start; the chat completions of OpenAI are a layer above.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..runtime.artifact import ChatConfig
+from ..runtime.errors import RequestError
+from ..runtime.generation import Event
+from ..runtime.sampling_params import SamplingParams
+from ..templates import ConversationError, validate_messages
+from .loading import LoadedModel
+
+_FROM_CONFIG = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
+
+
+def sampling_params(config: ChatConfig, given: Mapping[str, Any]) -> SamplingParams:
+    """How to choose tokens: the values that are given (not None), else those of the model folder's config."""
+    values = {name: getattr(config, name) for name in _FROM_CONFIG}
+    values.update((name, value) for name, value in given.items() if value is not None)
+    return SamplingParams(**values)
+
+
+def answer(model: LoadedModel, messages: Sequence[Mapping[str, Any]], params: SamplingParams) -> Iterator[Event]:
+    """The events of the answer. What is wrong with the request raises RequestError here, before any event."""
+    stop_strings = () if params.ignore_eos else model.stop_strings
+    return model.generator.generate(prompt_ids(model, messages), params, stop_strings=stop_strings)
+
+
+def prompt_ids(model: LoadedModel, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The tokens of the conversation, up to where the answer begins. Raises RequestError."""
+    try:
+        prompt = model.template.render(validate_messages(messages))
+    except ConversationError as error:
+        raise RequestError(str(error), param=error.param or "messages", code="invalid_value") from None
+    return [*prompt.prefix_token_ids, *model.tokenizer.encode(prompt.text)]
