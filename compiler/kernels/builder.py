@@ -9,6 +9,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 
+_PARTS = 96  # of a parallel loop: a multiple of four parts for each of 2, 3, 4, 6, 8, 12 and 24 threads
+
+
 class Kernel:
     """A PrimFunc under construction; `function` holds it once the `kernel` block has ended."""
 
@@ -17,10 +20,11 @@ class Kernel:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def input(self, name: str, shape: Sequence, dtype: str):
-        """Declare the next argument: a buffer with the name that it has in dumps."""
+    def input(self, name: str, shape: Sequence, dtype: str, align: int = -1):
+        """Declare the next argument: a buffer with the name that it has in dumps. `align`: bytes that its address is
+        a multiple of, -1 for TVM's 64."""
         handle = T.arg(f"{name}_handle", T.handle())
-        buffer = T.match_buffer(handle, tuple(shape), dtype)
+        buffer = T.match_buffer(handle, tuple(shape), dtype, align=align)
         IRBuilder.name(name, buffer)
         return buffer
 
@@ -40,6 +44,19 @@ def kernel(name: str, **attributes: object) -> Iterator[Kernel]:
             yield under_construction
         # the Relax function that calls the kernel names it: many share one name here
         under_construction.function = builder.get().without_attr("global_symbol")
+
+
+@contextmanager
+def parallel(count) -> Iterator[object]:
+    """A parallel loop over 0..count whose parts differ by at most one.
+
+    TVM rounds the share of a thread up, so that the last one may get half: here the parts are `_PARTS`, which most
+    numbers of threads divide.
+    """
+    with T.parallel(0, _PARTS) as part:
+        first = T.floordiv(part * count, _PARTS)
+        with T.serial(0, T.floordiv((part + 1) * count, _PARTS) - first) as i:
+            yield first + i
 
 
 def local(count: int = 16, dtype: str = "float32"):

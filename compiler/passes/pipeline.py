@@ -41,7 +41,6 @@ def pipeline(
             AttachMetadata(metadata),
             DebugDump(debug_dump, "2-memory"),
             relax.transform.LowerAllocTensor(),
-            relax.transform.KillAfterLastUse(),
             # virtual machine
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),

@@ -16,11 +16,11 @@ of one group of a few tiles stay in registers while the rows of a block pass by.
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..builder import kernel, load, local, splat, store, zeros
+from ..builder import kernel, load, local, parallel, splat, store, zeros
 from .activations import ActivationFormat, Activations
 from .dot import IntegerDot
 from .matmul import Matmul, row_value, store_outputs
-from .storage import TILE, PackedWeight, lanes
+from .storage import TILE, PackedWeight, lanes, tiles
 
 _ROWS = 64  # rows of a block: their sums for two tiles take 8 KB
 
@@ -33,19 +33,20 @@ def gemv(op: Matmul, dot: IntegerDot, planes: int) -> tirx.PrimFunc:
         with k.body():
             activations = Activations(form, 1, 1)
             activations.quantize(0, 0, row_value(op, arguments, (0, 0)))
-            with T.parallel(0, op.tile_sets) as tile_set:
-                sums = [local() for _ in range(op.tiles_in_set)]
+            # a single stream of weights, unless two tiles belong together
+            with parallel(op.tile_sets if op.swiglu else tiles(op.out_features)) as index:
+                numbers = [op.tile(index, j) for j in range(op.tiles_in_set)] if op.swiglu else [index]
+                sums = [local() for _ in numbers]
                 for total in sums:
                     store(total, zeros())
-                # one stream of weights at a time, unless they belong together
-                for tiles_at_once in [[0, 1]] if op.swiglu else [[0], [1]]:
-                    with T.serial(0, form.groups) as g:
-                        for j in tiles_at_once:
-                            arguments.weight.prefetch(op.tile(tile_set, j), g)
-                            weights = _Group(form, arguments.weight, op.tile(tile_set, j), g)
-                            (scaled,) = _group_products(dot, activations, [weights], (0, g, 0))
-                            store(sums[j], load(sums[j]) + scaled)
-                store_outputs(op, arguments, [load(total) for total in sums], tile_set, (0, 0))
+                with T.serial(0, form.groups) as g:
+                    for tile, total in zip(numbers, sums, strict=True):
+                        arguments.weight.prefetch(tile, g)
+                        (scaled,) = _group_products(
+                            dot, activations, [_Group(form, arguments.weight, tile, g)], (0, g, 0)
+                        )
+                        store(total, load(total) + scaled)
+                store_outputs(op, arguments, [load(total) for total in sums], numbers, (0, 0))
     return k.function
 
 
@@ -66,21 +67,22 @@ def gemm(op: Matmul, dot: IntegerDot, planes: int) -> tirx.PrimFunc:
             with T.parallel(0, count) as m:
                 value = row_value(op, arguments, position(m))
                 activations.quantize(T.floordiv(m, _ROWS), T.floormod(m, _ROWS), value)
-            with T.parallel(0, op.tile_sets) as tile_set, T.serial(0, blocks) as block:
+            with parallel(op.tile_sets) as tile_set, T.serial(0, blocks) as block:
+                numbers = [op.tile(tile_set, j) for j in range(op.tiles_in_set)]
                 rows = T.min(count - block * _ROWS, T.int64(_ROWS))
                 sums = T.alloc_buffer((_ROWS, op.tiles_in_set, TILE), "float32")
                 with T.serial(0, rows) as r:
                     for j in range(op.tiles_in_set):
                         T.buffer_store(sums, zeros(), [r, j, lanes(0)])
                 with T.serial(0, form.groups) as g:
-                    weights = [_Group(form, arguments.weight, op.tile(tile_set, j), g) for j in range(op.tiles_in_set)]
+                    weights = [_Group(form, arguments.weight, tile, g) for tile in numbers]
                     with T.serial(0, rows) as r:
                         products = _group_products(dot, activations, weights, (block, g, r))
                         for j, scaled in enumerate(products):
                             T.buffer_store(sums, sums[r, j, lanes(0)] + scaled, [r, j, lanes(0)])
                 with T.serial(0, rows) as r:
                     values = [sums[r, j, lanes(0)] for j in range(op.tiles_in_set)]
-                    store_outputs(op, arguments, values, tile_set, position(block * _ROWS + r))
+                    store_outputs(op, arguments, values, numbers, position(block * _ROWS + r))
     return k.function
 
 

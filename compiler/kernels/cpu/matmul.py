@@ -114,18 +114,18 @@ def inverse_root_mean_square(value, columns: int, eps: float):
     return inverse
 
 
-def store_outputs(op: Matmul, arguments: Arguments, values: list, tile_set, row) -> None:
-    """Write the sums of a set of tiles, each float32 x 16, for one row: bias, activation, residual, conversion."""
+def store_outputs(op: Matmul, arguments: Arguments, values: list, tile_numbers: list, row) -> None:
+    """Write the sums of some tiles, each float32 x 16, for one row: bias, activation, residual, conversion."""
     if op.swiglu:
         gate, up = (local(), local())
-        for cell, value, j in ((gate, values[0], 0), (up, values[1], 1)):
+        for cell, value, tile in zip((gate, up), values, tile_numbers, strict=True):
             if arguments.bias is not None:
-                value = value + arguments.bias[lanes(op.tile(tile_set, j) * TILE)]
+                value = value + arguments.bias[lanes(tile * TILE)]
             store(cell, value)
-        T.buffer_store(arguments.y, silu(load(gate), TILE) * load(up), [*row, lanes(tile_set * TILE)])
+        T.buffer_store(arguments.y, silu(load(gate), TILE) * load(up), [*row, lanes(tile_numbers[0] * TILE)])
         return
-    for j, value in enumerate(values):
-        store_tile(op, value, op.tile(tile_set, j), row, arguments.bias, arguments.residual, arguments.y)
+    for tile, value in zip(tile_numbers, values, strict=True):
+        store_tile(op, value, tile, row, arguments.bias, arguments.residual, arguments.y)
 
 
 def silu(x, count: int):

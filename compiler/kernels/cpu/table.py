@@ -102,5 +102,6 @@ class KernelTable:
                     operation, **float_matmul.tiling(self.target.lanes, self.target.vector_registers)
                 )
             )
-        planes = self.activation_bits // 8
-        return integer_matmul.gemv(operation, dot, planes) if single else integer_matmul.gemm(operation, dot, planes)
+        if single:  # memory is the limit: 16 bits cost nothing
+            return integer_matmul.gemv(operation, dot, planes=2)
+        return integer_matmul.gemm(operation, dot, planes=self.activation_bits // 8)
