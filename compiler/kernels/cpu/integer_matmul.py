@@ -75,6 +75,8 @@ def gemm(op: Matmul, dot: IntegerDot, planes: int) -> tirx.PrimFunc:
                     for j in range(op.tiles_in_set):
                         T.buffer_store(sums, zeros(), [r, j, lanes(0)])
                 with T.serial(0, form.groups) as g:
+                    for tile in numbers:  # few rows do not hide the way from memory
+                        arguments.weight.prefetch(tile, g)
                     weights = [_Group(form, arguments.weight, tile, g) for tile in numbers]
                     with T.serial(0, rows) as r:
                         products = _group_products(dot, activations, weights, (block, g, r))
