@@ -11,6 +11,9 @@ from .storage import TILE, PackedWeight, Storage, lanes
 from .vector import constant, exp2
 
 
+_FEW_ROWS = 4  # done before other threads could help
+
+
 def embedding(rows: int, columns: int, storage: Storage) -> tirx.PrimFunc:
     """Token ids int32 [seq] -> rows of the packed table, float32 [seq, columns]."""
     with kernel("embedding") as k:
@@ -18,8 +21,16 @@ def embedding(rows: int, columns: int, storage: Storage) -> tirx.PrimFunc:
         ids = k.input("ids", (seq,), "int32")
         weight = PackedWeight(k, storage, rows, columns)
         y = k.input("y", (seq, columns), "float32")
-        with k.body(), T.serial(0, seq) as i, T.serial(0, columns) as c:
-            T.buffer_store(y, weight.element(T.floordiv(ids[i], TILE), T.floormod(ids[i], TILE), c), [i, c])
+
+        def row(i) -> None:
+            with T.serial(0, columns) as c:
+                T.buffer_store(y, weight.element(T.floordiv(ids[i], TILE), T.floormod(ids[i], TILE), c), [i, c])
+
+        with k.body(), T.If(seq < _FEW_ROWS):
+            with T.Then(), T.serial(0, seq) as i:
+                row(i)
+            with T.Else(), T.parallel(0, seq) as i:
+                row(i)
     return k.function
 
 
