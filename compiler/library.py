@@ -10,6 +10,7 @@ from tvm import relax
 from .. import __version__
 from ..runtime.artifact import ChatConfig, KVCacheMetadata, LibraryMetadata, ParamMetadata, model_hash
 from ..runtime.errors import EngineError
+from .kernels.cpu.sampling import sampling_kernels
 from .kernels.cpu.table import KernelTable
 from .model.modules import Layers, assign_weights
 from .model.registry import get_architecture
@@ -68,7 +69,7 @@ def _trace(
     model = architecture.build(model_config, layers)
     assign_weights(model)
     module, named_parameters = model.export_tvm(spec=model.specification())
-    for name, function in layers.preprocs.items():
+    for name, function in {**layers.preprocs, **sampling_kernels()}.items():
         module[name] = function.with_attr("global_symbol", name)
     metadata = _metadata(config, model_config, layers, target, named_parameters)
     bounds = {"seq_len": model_config.prefill_chunk_size, "batch_size": model_config.max_batch_size,

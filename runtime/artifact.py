@@ -190,6 +190,8 @@ class LibraryMetadata(Record):
     model_hash: str  # model_hash() of the folder this library was compiled for
 
 
+SAMPLING_BLOCK = 64  # logits that each number of a library's functions "block_max" and "block_exp_sum" stands for
+
 # What says which model a configuration is. Sampling defaults, templates and tokenizers do not; nor do the sizes below,
 # which a library may be compiled with others of (`mlc compile FOLDER --overrides`) and whose own are in its metadata.
 _HASHED_FIELDS = ("model_type", "quantization", "vocab_size")

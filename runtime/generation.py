@@ -106,7 +106,7 @@ class Generator:
                 param="messages",
                 code="context_length_exceeded",
             )
-        sampler = Sampler(params, self.vocab_size, prompt_ids)
+        sampler = Sampler(params, self.vocab_size, self._model.sampling, prompt_ids)
         stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
         answer = _Answer(self._tokenizer, params.logprobs, (*params.stop, *stop_strings))
         limit = context - len(prompt_ids)

@@ -23,6 +23,8 @@ FUNCTIONS = (
     "batch_verify",
     "create_tir_paged_kv_cache",
     "set_num_threads",
+    "block_max",
+    "block_exp_sum",
 )  # fmt: skip
 MODEL_FOLDER = "<model folder>"  # stands in a refusal for the folder, which a library does not know
 _CPU = (1, 0)  # DLPack's kDLCPU, device 0

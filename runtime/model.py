@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from .artifact import LibraryMetadata, load_chat_config
 from .derived import Reading
@@ -13,10 +12,10 @@ from .devices import resolve_device
 from .errors import EngineError, RequestError
 from .kv_cache import KVCache
 from .library import Library
+from .logit_blocks import LibrarySampling, SamplingKernels
+from .logit_blocks import Logits as Logits
 from .parameters import Progress, load_parameters
 from .tvm_runtime import ALIGNMENT, Arena, one_line, tensor, view
-
-Logits = npt.NDArray[np.float32]
 
 
 class LanguageModel(Protocol):
@@ -28,6 +27,8 @@ class LanguageModel(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def max_num_sequence(self) -> int: ...
+    @property
+    def sampling(self) -> SamplingKernels: ...
     def add_sequence(self) -> int: ...
     def fork_sequence(self, parent: int, position: int) -> int: ...
     def remove_sequence(self, sequence: int) -> None: ...
@@ -48,6 +49,7 @@ class Model:
         self.context_window = context_window
         self.vocab_size = min(metadata.active_vocab_size, metadata.vocab_size)
         self.max_num_sequence = cache.max_num_sequence
+        self.sampling: SamplingKernels = LibrarySampling(library, metadata.vocab_size)
         self._library = library
         self._params = params
         self._cache = cache

@@ -9,16 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import EngineError
+from .logit_blocks import LogitBlocks, Logits, SamplingKernels, nucleus, pick
 from .sampling_params import SamplingParams
-
-Logits = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
 
 _GREEDY_TEMPERATURE = 1e-5  # at or below, the softmax has all its weight on the largest logit
 _FORBIDDEN_BIAS = -100.0
-_FLOORS = (-5.0, -10.0)  # logits, less their maximum, below these are looked at only when too few are above
-_FEW = 2048  # candidates that may as well be sorted
-_BLOCK = 512
+_AT_ONCE = 64  # random numbers; a generator takes long to make
 
 
 @dataclass(frozen=True)
@@ -51,8 +47,10 @@ class Sampler:
     and temperature (vLLM's default). So they stay comparable between requests, and are finite for forbidden tokens.
     """
 
-    def __init__(self, params: SamplingParams, vocab_size: int, prompt_ids: Sequence[int] = ()) -> None:
-        """`params` are validated ones; `prompt_ids` count for repetition_penalty only.
+    def __init__(
+        self, params: SamplingParams, vocab_size: int, kernels: SamplingKernels, prompt_ids: Sequence[int] = ()
+    ) -> None:
+        """`params` are validated ones; `kernels` those of the model; `prompt_ids` count for repetition_penalty only.
 
         Raises RequestError for invalid params, EngineError for prompt tokens outside the vocabulary.
         """
@@ -62,6 +60,8 @@ class Sampler:
         self._greedy = params.temperature <= _GREEDY_TEMPERATURE or params.top_p == 0 or params.top_k == 1
         self._seed = (secrets.randbits(64) if params.seed is None else int(params.seed)) % 2**64
         self._step = 0
+        self._kernels = kernels
+        self._uniforms: npt.NDArray[np.float64] | None = None
         self._counts: dict[int, int] = {}
         self._counts_tokens = bool(params.presence_penalty or params.frequency_penalty)
         self._repeated = dict.fromkeys(prompt_ids) if params.repetition_penalty != 1 else {}
@@ -79,25 +79,24 @@ class Sampler:
         """
         if logits.shape != (self._vocab_size,):
             raise EngineError(f"the model gave logits of shape {logits.shape}; expected [{self._vocab_size}]")
-        # Overflow to -inf is as good as the tiny weight that it stands for; a NaN is found below.
-        with np.errstate(over="ignore", invalid="ignore"):
-            return self._sample(logits)
-
-    def _sample(self, logits: Logits) -> Sampled:
         adjusted = self._adjust(logits)
-        best = int(adjusted.argmax())  # to numpy a NaN is the largest
-        largest = adjusted[best]
-        if largest == -math.inf:
+        row = LogitBlocks(adjusted, self._kernels)
+        if row.largest == -math.inf:
             raise EngineError("no token is left to choose: every one has the logit -inf")
-        if not math.isfinite(largest):
+        if not math.isfinite(row.largest):
             raise EngineError(
-                f"the model gave the logit {largest} for token {best}: its weights or its library are damaged"
+                f"the model gave the logit {row.largest} for token {row.best}: its weights or its library are damaged"
             )
-        token = best if self._greedy else self._draw(adjusted, largest)
-        self._record(token)
-        if not self._params.logprobs:
-            return Sampled(token)
-        return _with_logprobs(token, logits, self._params.top_logprobs)
+        if self._greedy and not self._params.logprobs:
+            self._record(row.best)
+            return Sampled(row.best)
+        with np.errstate(over="ignore"):  # overflow to -inf is as good as the tiny weight that it stands for
+            token = row.best if self._greedy else self._draw(row)
+            self._record(token)
+            if not self._params.logprobs:
+                return Sampled(token)
+            given = row if adjusted is logits else LogitBlocks(logits, self._kernels)
+            return Sampled(token, *given.logprobs(token, self._params.top_logprobs))
 
     def _record(self, token: int) -> None:
         self._step += 1
@@ -108,10 +107,16 @@ class Sampler:
 
     def _adjust(self, logits: Logits) -> Logits:
         """Logits after bias and penalties: a copy, or `logits` itself when there is nothing to do."""
-        params = self._params
         if not (self._bias.size or self._counts or self._repeated):
             return logits
         adjusted: Logits = logits.copy()
+        # Overflow is as good as the infinity that it gives; a NaN is found later.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._apply(adjusted)
+        return adjusted
+
+    def _apply(self, adjusted: Logits) -> None:
+        params = self._params
         adjusted[self._bias_ids] += self._bias
         if self._counts:
             ids = np.fromiter(self._counts, np.int64, len(self._counts))
@@ -121,103 +126,37 @@ class Sampler:
             ids = np.fromiter(self._repeated, np.int64, len(self._repeated))
             seen, penalty = adjusted[ids], params.repetition_penalty
             adjusted[ids] = np.where(seen < 0, seen * penalty, seen / penalty)
-        return adjusted
 
-    def _draw(self, logits: Logits, largest: np.float32) -> int:
+    def _draw(self, row: LogitBlocks) -> int:
         """One token of softmax(logits / temperature), cut down by top_k, top_p and min_p."""
-        params = self._params
-        ids: Ids | None = None  # the tokens that are left, None while these are all
-        scaled = logits - largest
-        scaled /= np.float32(params.temperature)
-        if 0 < params.top_k < scaled.size:
-            ids = _largest(scaled, params.top_k)
-            scaled = scaled[ids]
-        weights: Logits = np.exp(scaled, out=scaled)  # the softmax but for its scale; the largest is 1
-        if params.top_p < 1:
-            kept = _nucleus(weights, params.top_p)
-            weights, ids = weights[kept], kept if ids is None else ids[kept]
+        params, temperature, uniform = self._params, self._params.temperature, self._uniform()
+        if 0 < params.top_k < row.logits.size:
+            ids, logits = row.top(params.top_k)
+            weights = row.weights(logits, temperature)
+            if params.top_p < 1:
+                kept = nucleus(weights, params.top_p * float(weights.sum(dtype=np.float64)))
+                ids, weights = ids[kept], weights[kept]
+        elif params.top_p < 1:
+            ids, weights = row.nucleus(params.top_p, temperature)
+        elif params.min_p > 0:
+            largest = float(row.largest)
+            bound = largest + math.log(params.min_p) * temperature
+            ids, logits = row.not_below(bound - 1e-6 * (abs(largest) + abs(bound) + 1))  # rounding decides below
+            weights = row.weights(logits, temperature)
+        else:
+            return row.pick(uniform, temperature)
         if params.min_p > 0:
             kept = np.flatnonzero(weights >= params.min_p)
-            weights, ids = weights[kept], kept if ids is None else ids[kept]
-        index = _pick(weights, self._uniform())
-        return index if ids is None else int(ids[index])
+            ids, weights = ids[kept], weights[kept]
+        return int(ids[pick(weights, uniform)])
 
     def _uniform(self) -> float:
-        """This step's number in [0, 1). `random_raw` is the part of numpy's generators that never changes."""
-        raw = np.random.Philox(key=self._seed, counter=self._step).random_raw()
-        return (int(raw) >> 11) * 2.0**-53
+        """This step's number in [0, 1): the first of Philox's four outputs where the counter is the step.
 
-
-def _first(values: Logits, count: int, threshold: np.float32) -> Ids:
-    """Ascending ids of the `count` largest values, the smallest of which is `threshold`; of equals the lowest ids."""
-    ids = np.flatnonzero(values >= threshold)
-    if surplus := ids.size - count:
-        equal = np.flatnonzero(values[ids] == threshold)
-        ids = np.delete(ids, equal[-surplus:])
-    return ids
-
-
-def _largest(scaled: Logits, count: int) -> Ids:
-    """Ids of the `count` largest of `scaled`, logits less their maximum, ascending."""
-    candidates = scaled
-    for floor in _FLOORS:
-        likely = np.compress(scaled >= floor, scaled)
-        if likely.size >= count:
-            candidates = likely
-            break
-    place = candidates.size - count
-    return _first(scaled, count, np.partition(candidates, place)[place])
-
-
-def _nucleus(weights: Logits, top_p: float) -> Ids:
-    """Ids of the fewest largest weights whose sum is at least `top_p` of the total, ascending.
-
-    The smallest of them is found as quickselect finds it: split the candidates at their mean, go on with the side
-    that has it, and sort when few are left. So the work is that of a few passes, not that of a sort; the range of
-    float32 leaves no room for a distribution that takes many.
-    """
-    missing = top_p * float(weights.sum(dtype=np.float64))
-    candidates, above = weights, 0  # `above` weights that are larger than all candidates are in
-    while candidates.size > _FEW:
-        is_larger = candidates > candidates.mean()
-        larger = np.compress(is_larger, candidates)
-        if not 0 < larger.size < candidates.size:
-            break  # all are equal
-        mass = float(larger.sum(dtype=np.float64))
-        if mass >= missing:
-            candidates = larger
-        else:
-            missing -= mass
-            above += larger.size
-            candidates = np.compress(~is_larger, candidates)
-    ordered = np.sort(candidates)[::-1]
-    place = int(np.searchsorted(np.cumsum(ordered, dtype=np.float64), missing))
-    place = min(place, ordered.size - 1)  # the sums are rounded and may stay just below `missing`
-    return _first(weights, above + place + 1, ordered[place])
-
-
-def _pick(weights: Logits, uniform: float) -> int:
-    """The index whose share of the running sum covers `uniform` of [0, 1); never one of weight 0.
-
-    The sum runs over blocks first: numpy's cumulative sums are slow.
-    """
-    sums = np.cumsum(np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK)), dtype=np.float64)
-    target = uniform * float(sums[-1])
-    block = _covering(sums, target)
-    within = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
-    return block * _BLOCK + _covering(within, target - (float(sums[block - 1]) if block else 0.0))
-
-
-def _covering(sums: npt.NDArray[np.float64], target: float) -> int:
-    """The first index whose running sum is above `target`, which rounding may have lifted to the last sum."""
-    return int(np.searchsorted(sums, min(target, np.nextafter(sums[-1], 0)), side="right"))
-
-
-def _with_logprobs(token: int, logits: Logits, top: int) -> Sampled:
-    """The token with its log-probability and those of the `top` most likely tokens; impossible ones are left out."""
-    shifted = logits - logits.max()
-    log_total = math.log(np.exp(shifted).sum(dtype=np.float64))
-    ids = _largest(shifted, min(top, shifted.size)) if top else np.empty(0, np.int64)
-    ranked = ids[np.argsort(-shifted[ids], kind="stable")]
-    pairs = [(int(i), float(shifted[i]) - log_total) for i in ranked if shifted[i] > -math.inf]
-    return Sampled(token, float(shifted[token]) - log_total, pairs)
+        `random_raw` is the part of numpy's generators that never changes.
+        """
+        place = self._step % _AT_ONCE
+        if self._uniforms is None or place == 0:
+            generator = np.random.Philox(key=self._seed, counter=self._step - place)
+            self._uniforms = (generator.random_raw(4 * _AT_ONCE)[::4] >> np.uint64(11)) * 2.0**-53
+        return float(self._uniforms[place])

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy_sampling import NumpySampling
 
 from mlc_llm.runtime.errors import EngineError
 from mlc_llm.runtime.model import Logits
@@ -26,6 +27,7 @@ class FakeModel:
     ) -> None:
         self.vocab_size, self.context_window, self.max_num_sequence = vocab_size, context_window, max_num_sequence
         self.window = window
+        self.sampling = NumpySampling()
         self.sequences: dict[int, list[int]] = {}
         self.computed: list[int] = []  # how many tokens each pass took
         self.passes: list[str] = []

@@ -1,6 +1,6 @@
 """A model folder and library small enough to build in a second, and the same model in numpy as its oracle.
 
-The library is written with TVM alone, without our compiler: it is the contract, spelled out.
+The library is written with TVM alone, but for the sampler's kernels and the threads: the contract, spelled out.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from tvm.relax.frontend.nn import op
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedKVCache
 
 from mlc_llm import __version__
+from mlc_llm.compiler.kernels.cpu.sampling import sampling_kernels
 from mlc_llm.runtime.artifact import ChatConfig, model_hash
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, LAYERS, VOCAB, ACTIVE = 32, 4, 2, 8, 2, 264, 259
@@ -141,6 +142,8 @@ def build_module() -> tvm.IRModule:
     stored = te.placeholder(STORED["head"], "float32", name="stored")
     packed_head = te.compute((HIDDEN, VOCAB), lambda i, j: stored[j, i], name="packed")
     transpose = te.create_prim_func([stored, packed_head])
+    for name, function in sampling_kernels().items():
+        module[name] = function.with_attr("global_symbol", name)
     module["transpose_head"] = transpose.with_attr("global_symbol", "transpose_head")
     return module
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numpy_sampling import NumpySampling
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -24,6 +25,7 @@ from mlc_llm.runtime.sampler import Sampler
 from mlc_llm.runtime.sampling_params import SamplingParams
 
 Floats = npt.NDArray[Any]
+KERNELS = NumpySampling()
 LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0, 1.5, 0.25], np.float32)
 
 
@@ -65,7 +67,7 @@ class Sweep(Sampler):
 
 
 def draws(params: SamplingParams, logits: Floats, count: int) -> list[int]:
-    sampler = Sampler(params, logits.size)
+    sampler = Sampler(params, logits.size, KERNELS)
     return [sampler.sample(logits).token for _ in range(count)]
 
 
@@ -88,9 +90,9 @@ def draws(params: SamplingParams, logits: Floats, count: int) -> list[int]:
 )
 def test_the_distribution_is_that_of_transformers(params: SamplingParams) -> None:
     prompt = [0, 4, 4, 7]
-    sampler = Sweep(params, LOGITS.size, prompt)
+    sampler = Sweep(params, LOGITS.size, KERNELS, prompt)
     if params.repetition_penalty != 1:  # each choice changes the next one's distribution
-        first = [Sweep(params, LOGITS.size, prompt) for _ in range(1000)]
+        first = [Sweep(params, LOGITS.size, KERNELS, prompt) for _ in range(1000)]
         tokens = []
         for step, one in enumerate(first):
             one.uniform = (step + 0.5) / 1000
@@ -115,7 +117,7 @@ def test_any_cuts_of_any_distribution_are_those_of_transformers(data: st.DataObj
     nearby = [expected_probabilities(logits, SamplingParams(**{**vars(params), "top_p": top_p}))
               for top_p in (params.top_p * (1 - 1e-5), min(params.top_p * (1 + 1e-5), 1))]  # fmt: skip
     assume(np.array_equal(nearby[0] > 0, nearby[1] > 0))  # not where rounding decides
-    found = Sweep(params, logits.size).probabilities(logits, 400)
+    found = Sweep(params, logits.size, KERNELS).probabilities(logits, 400)
     np.testing.assert_allclose(found, nearby[0], atol=2.6e-3)
 
 
@@ -150,7 +152,7 @@ def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_full_sort(kind: str, top
     order = np.argsort(-weights, kind="stable")
     count = int(np.searchsorted(np.cumsum(weights[order]), top_p * weights.sum())) + 1
     nucleus = np.sort(order[:count])
-    sampler = Sweep(SamplingParams(top_p=top_p), size)
+    sampler = Sweep(SamplingParams(top_p=top_p), size, KERNELS)
     ends = []
     for uniform in (0.0, 1 - 2**-53):
         sampler.uniform = uniform
@@ -188,7 +190,7 @@ def test_penalties_count_what_was_generated(params: SamplingParams) -> None:
     prompt, generated, steps = [6, 5], [0, 1, 1, 1, 4], 500
     counts = np.zeros(LOGITS.size)
     for step in range(steps):
-        sampler = Sweep(params, LOGITS.size, prompt)
+        sampler = Sweep(params, LOGITS.size, KERNELS, prompt)
         for token in generated:
             forced = np.full(LOGITS.size, -1e9, np.float32)
             forced[token], sampler.uniform = 50, 0.5
@@ -212,7 +214,7 @@ def test_without_a_seed_every_request_draws_its_own() -> None:
 
 
 def test_a_draw_depends_only_on_the_seed_and_its_place_in_the_answer() -> None:
-    sampler, other = Sampler(SamplingParams(seed=5), LOGITS.size), Sampler(SamplingParams(seed=5), LOGITS.size)
+    sampler, other = (Sampler(SamplingParams(seed=5), LOGITS.size, KERNELS) for _ in range(2))
     for _ in range(7):
         sampler.sample(LOGITS)
         other.sample(LOGITS[::-1])
@@ -242,7 +244,7 @@ def test_equal_logits_rank_by_token_id() -> None:
     assert set(draws(SamplingParams(top_k=2, seed=1), ties, 60)) == {1, 2}
     assert set(draws(SamplingParams(top_p=0.5, seed=1), ties, 60)) == {1, 2, 4}
     assert [token for token, _ in Sampler(
-        SamplingParams(logprobs=True, top_logprobs=3), 6).sample(ties).top] == [1, 2, 4]  # fmt: skip
+        SamplingParams(logprobs=True, top_logprobs=3), 6, KERNELS).sample(ties).top] == [1, 2, 4]  # fmt: skip
 
 
 def test_a_bias_of_minus_100_forbids_whatever_the_logit() -> None:
@@ -255,9 +257,9 @@ def test_a_bias_of_minus_100_forbids_whatever_the_logit() -> None:
 
 def test_impossible_tokens_are_never_chosen() -> None:
     logits = np.array([-math.inf, 0, -math.inf, 0, -math.inf], np.float32)
-    sampler = Sweep(SamplingParams(top_k=4), 5)
+    sampler = Sweep(SamplingParams(top_k=4), 5, KERNELS)
     assert sampler.probabilities(logits).tolist() == [0, 0.5, 0, 0.5, 0]
-    sampler = Sweep(SamplingParams(), 5)
+    sampler = Sweep(SamplingParams(), 5, KERNELS)
     for uniform, token in ((0.0, 1), (1 - 2**-53, 3)):
         sampler.uniform = uniform
         assert sampler.sample(logits).token == token
@@ -273,7 +275,7 @@ def test_logits_of_masked_tokens_may_be_the_lowest_floats() -> None:
     logprobs=True, top_logprobs=5, temperature=0.3, top_k=2, frequency_penalty=1, logit_bias={0: -100})])  # fmt: skip
 def test_logprobs_are_those_of_the_model(params: SamplingParams) -> None:
     expected = torch.log_softmax(torch.tensor(LOGITS, dtype=torch.float64), dim=-1)
-    sampler = Sampler(params, LOGITS.size)
+    sampler = Sampler(params, LOGITS.size, KERNELS)
     for _ in range(10):
         sampled = sampler.sample(LOGITS)
         assert sampled.logprob == pytest.approx(float(expected[sampled.token]), abs=1e-6)
@@ -284,9 +286,9 @@ def test_logprobs_are_those_of_the_model(params: SamplingParams) -> None:
 
 def test_logprobs_come_only_when_asked_and_impossible_tokens_have_none() -> None:
     logits = np.array([-math.inf, 1, 0], np.float32)
-    assert Sampler(SamplingParams(), 3).sample(logits).logprob is None
-    assert Sampler(SamplingParams(logprobs=True), 3).sample(logits).top == []
-    sampled = Sampler(SamplingParams(logprobs=True, top_logprobs=20), 3).sample(logits)
+    assert Sampler(SamplingParams(), 3, KERNELS).sample(logits).logprob is None
+    assert Sampler(SamplingParams(logprobs=True), 3, KERNELS).sample(logits).top == []
+    sampled = Sampler(SamplingParams(logprobs=True, top_logprobs=20), 3, KERNELS).sample(logits)
     assert [token for token, _ in sampled.top] == [1, 2]
     assert all(math.isfinite(logprob) for _, logprob in sampled.top)
 
@@ -302,31 +304,31 @@ def test_damaged_logits_are_an_engine_error(
     logits = LOGITS.copy()
     logits[3] = value
     with pytest.raises(EngineError, match=message):
-        Sampler(SamplingParams(temperature=temperature, logit_bias=bias), LOGITS.size).sample(logits)
+        Sampler(SamplingParams(temperature=temperature, logit_bias=bias), LOGITS.size, KERNELS).sample(logits)
 
 
 def test_infinite_logits_of_forbidden_tokens_are_an_engine_error() -> None:
     logits = LOGITS.copy()
     logits[3] = math.inf
     with pytest.raises(EngineError, match="gave the logit nan for token 3"):
-        Sampler(SamplingParams(logit_bias={3: -100}), LOGITS.size).sample(logits)
+        Sampler(SamplingParams(logit_bias={3: -100}), LOGITS.size, KERNELS).sample(logits)
 
 
 def test_when_every_token_is_forbidden_there_is_nothing_to_choose() -> None:
     with pytest.raises(EngineError, match="no token is left to choose"):
-        Sampler(SamplingParams(logit_bias={0: -100, 1: -100}), 2).sample(np.zeros(2, np.float32))
+        Sampler(SamplingParams(logit_bias={0: -100, 1: -100}), 2, KERNELS).sample(np.zeros(2, np.float32))
 
 
 def test_logits_of_another_size_are_an_engine_error() -> None:
     with pytest.raises(EngineError, match=r"logits of shape \(1, 8\); expected \[8\]"):
-        Sampler(SamplingParams(), 8).sample(LOGITS[None])
+        Sampler(SamplingParams(), 8, KERNELS).sample(LOGITS[None])
 
 
 def test_invalid_requests_are_refused_before_anything_is_sampled() -> None:
     with pytest.raises(RequestError):
-        Sampler(SamplingParams(temperature=-1), 8)
+        Sampler(SamplingParams(temperature=-1), 8, KERNELS)
     with pytest.raises(EngineError, match="outside the model's vocabulary of 8"):
-        Sampler(SamplingParams(repetition_penalty=1.1), 8, [3, 8])
+        Sampler(SamplingParams(repetition_penalty=1.1), 8, KERNELS, [3, 8])
 
 
 def test_the_logits_of_the_caller_stay_as_they_are() -> None:
@@ -335,7 +337,7 @@ def test_the_logits_of_the_caller_stay_as_they_are() -> None:
     params = SamplingParams(
         logit_bias={1: 5}, frequency_penalty=1, repetition_penalty=1.2, top_p=0.9, logprobs=True, top_logprobs=3
     )
-    sampler = Sampler(params, LOGITS.size, [2])
+    sampler = Sampler(params, LOGITS.size, KERNELS, [2])
     for _ in range(5):
         sampler.sample(logits)
     np.testing.assert_array_equal(logits, LOGITS)
