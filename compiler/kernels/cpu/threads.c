@@ -8,7 +8,10 @@
  *     lane 1 (worker 1)   [ 4 5 6 7 ]      memory each time, then what is left in the others'; a worker that sleeps or
  *                                          waits for a core is not waited for, unless it is in the middle of a chunk
  *
- * A worker that finds nothing to do looks out for the next loop for SPIN_NANOSECONDS, then sleeps: an idle engine takes
+ * A worker that kept the launcher waiting in the middle of a chunk shares its core with someone: it is left out for some
+ * time, as long as it happens again for longer, up to MOST_REST.
+ *
+ * A worker that finds nothing to do looks out for the next loop for SPIN, then sleeps: an idle engine takes
  * no processor time. A launcher that waits for the last chunks goes to sleep likewise, and so gives up its core to the
  * worker that needs one.
  *
@@ -26,7 +29,8 @@
 #define LOAD(place) __atomic_load_n(&(place), __ATOMIC_SEQ_CST)
 #define STORE(place, value) __atomic_store_n(&(place), (value), __ATOMIC_SEQ_CST)
 
-enum { MAX_THREADS = 256, CHUNKS_PER_THREAD = 4, MAX_CHUNKS = 0xffff, SPIN_NANOSECONDS = 20000 };
+enum { MAX_THREADS = 256, CHUNKS_PER_THREAD = 4, MAX_CHUNKS = 0xffff };
+enum { SPIN = 20000, HELD_UP = 200000, LEAST_REST = 10000000, MOST_REST = 100000000 }; /* nanoseconds */
 
 #if defined(__cplusplus)
 extern "C" {
@@ -53,6 +57,8 @@ EXPORTED __attribute__((weak)) void (*__TVMFFIErrorSetRaisedFromCStr)(const char
  * worker that comes late can never take a chunk of a later loop for one of its own. */
 typedef struct {
   CACHE_LINE uint64_t chunks;
+  int in_chunk; /* whether the thread of the lane is in the middle of one */
+  int resting;  /* whether it is left out for now */
 } Lane;
 
 static Lane lanes[MAX_THREADS];
@@ -61,6 +67,8 @@ static CACHE_LINE int chunks_done;
 static CACHE_LINE int launcher_sleeps;
 static CACHE_LINE int workers_asleep; /* changed under `mutex` */
 static int stopping;
+static int num_resting; /* this and the next two are the launcher's */
+static int64_t rest, rest_end;
 /* The loop that runs. Stays as it is while any of its chunks is taken and not done. */
 static Body body;
 static void *body_data;
@@ -74,6 +82,7 @@ static pthread_mutex_t launching = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t work_came = PTHREAD_COND_INITIALIZER;
 static pthread_cond_t work_done = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t rest_over = PTHREAD_COND_INITIALIZER;
 static __thread int inside_loop;
 
 static void relax(void) {
@@ -94,14 +103,14 @@ static int loop_came(uint32_t seen) { return LOAD(loop_number) != seen || LOAD(s
 
 static int loop_done(uint32_t chunks) { return LOAD(chunks_done) == (int)chunks; }
 
-/* Look out for something to become true, for SPIN_NANOSECONDS. Returns whether it did. */
+/* Look out for something to become true, for SPIN. Returns whether it did. */
 static int soon(int (*event)(uint32_t), uint32_t argument) {
   int64_t end = 0;
   for (int round = 1; !event(argument); ++round) {
     relax();
     if (round % 64 == 0) {
       int64_t now = nanoseconds();
-      if (end == 0) end = now + SPIN_NANOSECONDS;
+      if (end == 0) end = now + SPIN;
       if (now >= end) return 0;
     }
   }
@@ -118,13 +127,15 @@ static int take(Lane *lane, uint32_t number) {
   return -1;
 }
 
-/* Do chunks of loop `number` until none is left. */
-static void work(int thread, uint32_t number) {
-  int threads = LOAD(num_threads);
+/* Do chunks of loop `number` until none is left. Returns how many. */
+static int work(int thread, uint32_t number) {
+  int threads = LOAD(num_threads), done = 0;
   for (int i = 0; i < threads; ++i) {
     Lane *lane = &lanes[(thread + i) % threads];
-    for (int chunk; (chunk = take(lane, number)) >= 0;) {
+    for (int chunk; (chunk = take(lane, number)) >= 0; ++done) {
+      STORE(lanes[thread].in_chunk, 1);
       if (body(chunk, &loop, body_data) != 0) STORE(body_failed, 1);
+      STORE(lanes[thread].in_chunk, 0);
       int chunks = loop.num_task; /* the launcher may return, and begin another loop, as soon as this one counts */
       if (__atomic_add_fetch(&chunks_done, 1, __ATOMIC_SEQ_CST) == chunks && LOAD(launcher_sleeps)) {
         pthread_mutex_lock(&mutex);
@@ -133,6 +144,7 @@ static void work(int thread, uint32_t number) {
       }
     }
   }
+  return done;
 }
 
 static void *run_worker(void *argument) {
@@ -140,6 +152,12 @@ static void *run_worker(void *argument) {
   uint32_t seen = 0;
   inside_loop = 1;
   while (!LOAD(stopping)) {
+    if (LOAD(lanes[thread].resting)) {
+      pthread_mutex_lock(&mutex);
+      while (LOAD(lanes[thread].resting) && !LOAD(stopping)) pthread_cond_wait(&rest_over, &mutex);
+      pthread_mutex_unlock(&mutex);
+      continue;
+    }
     if (!soon(loop_came, seen)) {
       pthread_mutex_lock(&mutex);
       STORE(workers_asleep, workers_asleep + 1);
@@ -155,7 +173,8 @@ static void *run_worker(void *argument) {
 
 /* Only the forking thread lives on in a child. */
 static void after_fork(void) {
-  num_workers = workers_asleep = inside_loop = 0;
+  num_workers = workers_asleep = inside_loop = num_resting = 0;
+  for (int i = 0; i < MAX_THREADS; ++i) lanes[i].resting = 0;
   pthread_mutex_init(&launching, 0);
   pthread_mutex_init(&mutex, 0);
   pthread_cond_init(&work_came, 0);
@@ -175,9 +194,52 @@ __attribute__((destructor)) static void stop_workers(void) {
   pthread_mutex_lock(&mutex);
   STORE(stopping, 1);
   pthread_cond_broadcast(&work_came);
+  pthread_cond_broadcast(&rest_over);
   pthread_mutex_unlock(&mutex);
   for (; num_workers > 0; --num_workers) pthread_join(workers[num_workers], 0);
   STORE(stopping, 0);
+}
+
+static int run_alone(Body f, void *data) {
+  Loop whole = {0, 1};
+  return f(0, &whole, data);
+}
+
+/* Leave out, for a time, the workers that are `late`. */
+static void let_rest(const char *late) {
+  int64_t now = nanoseconds();
+  int again = rest_end != 0 && now - rest_end < 4 * rest;
+  rest *= 2;
+  if (!again) rest = LEAST_REST;
+  if (rest > MOST_REST) rest = MOST_REST;
+  rest_end = now + rest;
+  for (int i = 1; i < num_threads; ++i) {
+    if (!late[i] || LOAD(lanes[i].resting)) continue;
+    STORE(lanes[i].resting, 1);
+    ++num_resting;
+  }
+}
+
+static void end_rest(void) {
+  pthread_mutex_lock(&mutex);
+  for (int i = 1; i < num_threads; ++i) STORE(lanes[i].resting, 0);
+  num_resting = 0;
+  pthread_cond_broadcast(&rest_over);
+  pthread_mutex_unlock(&mutex);
+}
+
+/* Wait for the chunks that other threads are in the middle of; the launcher's own took `own_chunk` nanoseconds each. */
+static void wait_for_workers(uint32_t chunks, int64_t own_chunk) {
+  if (soon(loop_done, chunks)) return;
+  int64_t start = nanoseconds();
+  char late[MAX_THREADS];
+  for (int i = 1; i < num_threads; ++i) late[i] = (char)LOAD(lanes[i].in_chunk);
+  pthread_mutex_lock(&mutex);
+  STORE(launcher_sleeps, 1);
+  while (!loop_done(chunks)) pthread_cond_wait(&work_done, &mutex);
+  STORE(launcher_sleeps, 0);
+  pthread_mutex_unlock(&mutex);
+  if (nanoseconds() - start > HELD_UP + 2 * own_chunk) let_rest(late);
 }
 
 /* TVMBackendParallelLaunch: run `f` once for each part of a loop. TVM cuts the loop into `num_task` parts, 0 for any
@@ -185,9 +247,17 @@ __attribute__((destructor)) static void stop_workers(void) {
 static int launch(Body f, void *data, int num_task) {
   int threads = num_threads;
   int chunks = num_task > 0 ? num_task : threads * CHUNKS_PER_THREAD;
-  if (threads == 1 || chunks == 1 || chunks > MAX_CHUNKS || inside_loop || pthread_mutex_trylock(&launching) != 0) {
-    Loop whole = {0, 1};
-    return f(0, &whole, data);
+  if (threads == 1 || chunks == 1 || chunks > MAX_CHUNKS || inside_loop || pthread_mutex_trylock(&launching) != 0)
+    return run_alone(f, data);
+  int64_t start = nanoseconds();
+  if (num_resting > 0) {
+    if (start >= rest_end) {
+      end_rest();
+    } else if (num_resting == threads - 1) {
+      int result = run_alone(f, data);
+      pthread_mutex_unlock(&launching);
+      return result;
+    }
   }
   if (num_workers < threads - 1) start_workers();
   inside_loop = 1;
@@ -207,14 +277,8 @@ static int launch(Body f, void *data, int num_task) {
     pthread_cond_broadcast(&work_came);
     pthread_mutex_unlock(&mutex);
   }
-  work(0, number);
-  if (!soon(loop_done, (uint32_t)chunks)) {
-    pthread_mutex_lock(&mutex);
-    STORE(launcher_sleeps, 1);
-    while (!loop_done((uint32_t)chunks)) pthread_cond_wait(&work_done, &mutex);
-    STORE(launcher_sleeps, 0);
-    pthread_mutex_unlock(&mutex);
-  }
+  int done = work(0, number);
+  wait_for_workers((uint32_t)chunks, done > 0 ? (nanoseconds() - start) / done : 0);
   int failed = body_failed;
   inside_loop = 0;
   pthread_mutex_unlock(&launching);
@@ -232,6 +296,7 @@ EXPORTED int __tvm_ffi_set_num_threads(void *self, const Any *arguments, int32_t
     return -1;
   }
   stop_workers();
+  end_rest();
   num_threads = arguments[0].integer < MAX_THREADS ? (int)arguments[0].integer : MAX_THREADS;
   __TVMBackendParallelLaunch = launch;
   result->type = TYPE_NONE;

@@ -93,33 +93,54 @@ def test_every_part_of_a_loop_runs_once(library: Library) -> None:
             assert chunks == 1 if threads == 1 else chunks == (wanted or 4 * threads)
 
 
+class HeldUp:
+    """A loop of eight parts, of which the worker stays in its first until the launcher has done all others."""
+
+    def __init__(self, library: Library) -> None:
+        self._library, self._launcher, self._mutex = library, threading.get_ident(), threading.Lock()
+
+    def run(self, milliseconds: float) -> bool:
+        """Whether a worker came at all, and was then held up, at the end for some time more."""
+        left, others_done, came, in_time = set(range(8)), threading.Event(), [], []
+
+        def body(chunk: int, chunks: int) -> int:
+            with self._mutex:
+                hold = threading.get_ident() != self._launcher and not came
+                came.extend([True] * hold)
+            if hold:
+                in_time.append(others_done.wait(60))
+                threading.Event().wait(milliseconds / 1000)
+            with self._mutex:
+                left.discard(chunk)
+                if len(left) == 1:
+                    others_done.set()
+            return 0
+
+        assert self._library.launch(body, 8) == 0
+        assert not left or not came
+        assert all(in_time)
+        return bool(came)
+
+
 def test_a_thread_that_is_held_up_is_relieved_of_all_but_one_part(library: Library) -> None:
-    """One thread stays in its first part until all others are done: by the other thread, then."""
-    left, mutex, first_of, others_done = set(range(8)), threading.Lock(), {}, threading.Event()
-    finished_in_time = []
+    held_up = HeldUp(library)
+    assert any(held_up.run(0) for _ in range(1000))  # until the worker was quick enough to get a part
 
-    def run(chunk: int, chunks: int) -> int:
-        with mutex:
-            is_first = threading.get_ident() != launcher and not first_of.setdefault("worker", False)
-            first_of["worker"] = first_of.get("worker", False) or is_first
-        if is_first:
-            finished_in_time.append(others_done.wait(60))
-        with mutex:
-            left.discard(chunk)
-            if len(left) == 1:
-                others_done.set()
-        return 0
 
-    launcher = threading.get_ident()
-    for _ in range(1000):  # until the worker was quick enough to get a part
-        left.update(range(8))
-        others_done.clear()
-        first_of.clear()
-        assert library.launch(run) == 0
-        assert not left
-        if finished_in_time:
+def test_a_thread_that_was_held_up_for_long_is_left_out_for_some_time(library: Library) -> None:
+    held_up = HeldUp(library)
+
+    def parts() -> int:
+        seen: list[int] = []
+        library.launch(lambda chunk, chunks: seen.append(chunks) or 0)
+        return seen[0]
+
+    for _ in range(1000):
+        if held_up.run(20) and parts() == 1:  # the launcher alone
             break
-    assert finished_in_time == [True]
+    else:
+        raise AssertionError("it was never left out")
+    wait_until(lambda: parts() == 8)
 
 
 def test_loops_inside_of_loops_and_of_several_threads_run_too(library: Library) -> None:
