@@ -1,6 +1,5 @@
 """The `mlc` command: sub-commands that load on first use, and one place where errors become lines and exit codes."""
 
-import difflib
 import importlib
 import io
 import os
@@ -35,6 +34,8 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if not name.startswith("-") and not ctx.resilient_parsing and self.get_command(ctx, name) is None:
+            import difflib
+
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"the commands are {', '.join(COMMANDS)}"
             raise click.UsageError(f"'{name}' is not a command: {hint}", ctx)

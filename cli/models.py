@@ -9,17 +9,16 @@ from pathlib import Path
 
 from ..runtime.artifact import (
     CHAT_CONFIG_NAME,
+    HUB_PREFIX,
     TENSOR_CACHE_NAME,
     TENSOR_CACHE_OLD_NAME,
     ChatConfig,
     cache_home,
+    is_address,
     load_chat_config,
 )
 from ..runtime.errors import UsageError
-from ..runtime.hub import PREFIX, is_address
 from ..runtime.policy import download_policy, jit_policy
-from ..runtime.published import fetch_published, find_published
-from .progress import show_progress
 
 DEMO_MODEL = "smollm2-135m-instruct"
 DEFAULT_QUANTIZATION = "q4f16_1"
@@ -54,6 +53,7 @@ def find_or_compile(model: str, quantization: str | None, device: str, overrides
     if policy in ("OFF", "READONLY"):
         raise UsageError(f"{model} has to be compiled first, and MLC_JIT_POLICY is {policy}: run `mlc compile {model}`")
     from ..compiler.compile import CompileOptions, compile_model
+    from .progress import show_progress
 
     output = None if Path(model).expanduser().exists() else cache_folder(model, quantization)
     options = CompileOptions(model, quantization=quantization, device=device, overrides=overrides, output=output)
@@ -64,6 +64,8 @@ def find_or_compile(model: str, quantization: str | None, device: str, overrides
 def _download(model: str) -> Path | None:
     """The folder of a compiled model at an address; None where that is a source. Raises UsageError, EngineError."""
     from ..compiler.progress import downloads
+    from ..runtime.published import fetch_published
+    from .progress import show_progress
 
     with show_progress() as progress:
         return fetch_published(model, downloads(progress))
@@ -105,6 +107,8 @@ def find_compiled(model: str, quantization: str | None) -> Path | None:
         folder = cache_folder(model, quantization)
         if _is_complete(folder) and download_policy() != "REDO":
             return folder
+        from ..runtime.published import find_published
+
         return find_published(model)
     for place in (Path("dist"), cache_home() / "models"):
         found = _find_by_name(place, model.lower(), quantization)
@@ -115,7 +119,7 @@ def find_compiled(model: str, quantization: str | None) -> Path | None:
 
 def cache_folder(model: str, quantization: str | None) -> Path:
     """Where MODEL, a built-in name or `HF://org/name`, goes when it is compiled to be chatted with."""
-    name = model[len(PREFIX) :] if is_address(model) else model
+    name = model[len(HUB_PREFIX) :] if is_address(model) else model
     stem = re.sub(r"[^\w.+-]+", "--", name)
     return cache_home() / "models" / f"{stem}-{quantization or DEFAULT_QUANTIZATION}-MLC"
 

@@ -1,6 +1,5 @@
 """The generation settings that a chat can change: how they are spelled, and how they reach the engine."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +26,8 @@ NOT_IN_OPENAI = frozenset({"repetition_penalty", "top_k", "min_p"})  # these tra
 def check_setting(name: str, value: Any) -> Value:
     """`value` itself when the engine takes it for the setting `name`. Raises UsageError with name and range."""
     if name not in KINDS:
+        import difflib
+
         near = difflib.get_close_matches(name, KINDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(KINDS)}"
         raise UsageError(f"there is no setting {name!r}: {hint}")

@@ -23,7 +23,7 @@ def command(path: str, as_json: bool) -> None:
 
     A library is loaded to be asked, which runs code that is in it: show only libraries that you trust.
     """
-    from ..runtime.hub import is_address
+    from ..runtime.artifact import is_address
     from ..runtime.published import fetch_published, published_place
 
     place = Path(path).expanduser()

@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.artifact import CHAT_CONFIG_NAME, FOLDER_SUFFIX, ChatConfig, cached_library, library_name
+from ..runtime.artifact import CHAT_CONFIG_NAME, FOLDER_SUFFIX, ChatConfig, cached_library, is_address, library_name
 from ..runtime.errors import UsageError
-from ..runtime.hub import Progress, is_address
+from ..runtime.hub import Progress
 from ..runtime.published import fetch_published, published_place
 from .options import CheckedOptions
 

@@ -17,6 +17,7 @@ from .preflight import explained, remove_leftovers, require_c_compiler
 from .progress import steps
 from .source.source import write_file
 from .stamps import STAMP_NAME
+from .tokenizer_form import quicken
 from .weights import convert_weights, plan_weights
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def config_key(model: "OpenModel", scheme: "AnyScheme", conv_template: str | Non
         quantization=scheme.name,
         conv_template=conv_template,
         overrides=dict(overrides),
-        code=stamps.code_digest("chat_config.py", "tokenizer_info.py", "source", "model"),
+        code=stamps.code_digest("chat_config.py", "tokenizer_info.py", "tokenizer_form.py", "source", "model"),
     )
 
 
@@ -133,6 +134,8 @@ def _stage_config(
     """Write tokenizer files and configuration to the staging folder; the tokenizer files' names."""
     try:
         names = model.source.write_tokenizer(staging)
+        if "tokenizer.json" in names:
+            quicken(staging / "tokenizer.json")
         config = make_chat_config(
             model.source,
             model.model_type,

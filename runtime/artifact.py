@@ -15,6 +15,7 @@ CHAT_CONFIG_NAME = "mlc-chat-config.json"
 TENSOR_CACHE_NAME = "tensor-cache.json"
 TENSOR_CACHE_OLD_NAME = "ndarray-cache.json"
 FOLDER_SUFFIX = "-MLC"  # of a model folder's name
+HUB_PREFIX = "HF://"  # of the address of a model on the Hugging Face hub
 # What a tokenizer may consist of.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -28,6 +29,11 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 MAX_JSON_BYTES = 256 << 20  # bounds what is read before it is parsed
+
+
+def is_address(model: str) -> bool:
+    """Whether a model is named by `HF://`, in any case."""
+    return model[: len(HUB_PREFIX)].upper() == HUB_PREFIX
 
 
 def cache_home() -> Path:

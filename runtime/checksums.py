@@ -8,7 +8,6 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +40,8 @@ def verify_shards(index: Path, shards: Sequence[Shard]) -> None:
     stamp = _stamp(summed)
     if stamp is not None and os.path.exists(stamp):  # noqa: PTH110 - Path.exists raises where the folder is forbidden
         return
+    from concurrent.futures import ThreadPoolExecutor  # imports logging: 4 ms
+
     with ThreadPoolExecutor(_THREADS) as pool:
         for shard, found in zip(summed, pool.map(_md5, summed), strict=True):
             if found != shard.md5sum:

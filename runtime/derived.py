@@ -65,46 +65,49 @@ class _Header:
 class Reading:
     """Packed weights on their way into memory; other threads read them while this one does something else."""
 
-    def __init__(self, descriptor: int, path: Path, header: _Header, start: int, check_sums: bool) -> None:
-        self._path, self._header, self._check_sums = path, header, check_sums
-        self._descriptor = descriptor
+    def __init__(self, folder: Path, descriptor: int, path: Path, header: _Header, start: int) -> None:
+        self._folder, self._path, self._header = folder, path, header
+        self._touched = os.fstat(descriptor).st_mtime_ns != header.mtime_ns
         self._arena = Arena(header.nbytes)
         self._failed = False
         memory = self._arena.memory[: header.nbytes]
         count = max(1, min(num_threads(), header.nbytes // _LEAST_SHARE))
         share = -(-header.nbytes // count // _PAGE) * _PAGE
         self._threads = [
-            Thread(target=self._read, args=(memory[at : at + share], start + at), daemon=True)
+            Thread(target=self._read, args=(os.dup(descriptor), memory[at : at + share], start + at), daemon=True)
             for at in range(0, header.nbytes, share)
         ]
         for thread in self._threads:
             thread.start()
 
-    def finish(self, fingerprint: int, nbytes: int) -> Arena | None:
+    def finish(self, library: Path, fingerprint: int, nbytes: int) -> Arena | None:
         """The memory with the tensors; None where they are another library's, or could not be read."""
         for thread in self._threads:
             thread.join()
-        os.close(self._descriptor)
         header = self._header
         if self._failed or (header.fingerprint, header.nbytes) != (fingerprint, nbytes):
             return None
-        if self._check_sums:
+        if header.files[-1] != _library_state(self._folder, library):  # it was compiled anew in the meantime
+            return None
+        if self._touched:
             if _sums(self._arena.memory[: header.nbytes]) != header.pieces:
                 return None
             with suppress(OSError):  # else they are compared again at the next start
                 os.utime(self._path, ns=(header.mtime_ns, header.mtime_ns))
         return self._arena
 
-    def _read(self, memory: memoryview, offset: int) -> None:
+    def _read(self, descriptor: int, memory: memoryview, offset: int) -> None:
         # One call for all of it where possible: to go on after each one needs the interpreter, which may be busy.
         try:
             while memory:
-                count = os.preadv(self._descriptor, [memory[:_MOST_AT_ONCE]], offset)
+                count = os.preadv(descriptor, [memory[:_MOST_AT_ONCE]], offset)
                 if count == 0:
                     raise EOFError
                 memory, offset = memory[count:], offset + count
         except (OSError, EOFError):
             self._failed = True
+        finally:
+            os.close(descriptor)
 
 
 def start_reading(folder: Path, library: Path) -> Reading | None:
@@ -123,10 +126,11 @@ def start_reading(folder: Path, library: Path) -> Reading | None:
             status = os.fstat(descriptor)
             header, start = _read_header(descriptor)
             if status.st_size == start + header.nbytes and header.files == _states(folder, header.files):
-                return Reading(descriptor, path, header, start, status.st_mtime_ns != header.mtime_ns)
+                return Reading(folder, descriptor, path, header, start)
         except (OSError, ValueError):  # stale or damaged: it is made anew
             pass
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
     return None
 
 
@@ -151,8 +155,12 @@ def _read_header(descriptor: int) -> tuple[_Header, int]:
 
 def inputs(folder: Path, library: Path, index: Path, shards: Iterable[Path]) -> tuple[FileState, ...]:
     """The state of the files that packed weights are made of. Raises OSError when one cannot be seen."""
-    names = [os.path.relpath(path.resolve(), folder.resolve()) for path in (index, *shards, library)]
-    return tuple(_state(folder, name) for name in names)
+    names = [os.path.relpath(path, folder) for path in (index, *shards)]
+    return (*(_state(folder, name) for name in names), _library_state(folder, library))
+
+
+def _library_state(folder: Path, library: Path) -> FileState:
+    return _state(folder, os.path.relpath(library.resolve(), folder.resolve()))
 
 
 def _states(folder: Path, files: Sequence[FileState]) -> tuple[FileState, ...]:

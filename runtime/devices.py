@@ -2,7 +2,6 @@
 
 import math
 import os
-import platform
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
@@ -37,7 +36,7 @@ def resolve_device(name: str) -> str:
 
 def host_architecture() -> str:
     """The processor's architecture in the spelling of target triples: "x86_64", "aarch64"."""
-    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(os.uname().machine, os.uname().machine)
 
 
 @cache

@@ -17,8 +17,7 @@ from .stop import StopChecker
 class TextTokenizer(TokenSource, Protocol):
     """What generation needs of a tokenizer; `Tokenizer` is the one of model folders."""
 
-    @property
-    def vocab_size(self) -> int: ...
+    def vocab_size_within(self, limit: int) -> int: ...
     def token_bytes(self, token: int) -> bytes: ...
 
 
@@ -80,7 +79,7 @@ class Generator:
         self._tokenizer = tokenizer
         self._eos = frozenset(eos_token_ids)
         self._cache = PrefixCache(model)
-        self.vocab_size = min(model.vocab_size, tokenizer.vocab_size)
+        self.vocab_size = tokenizer.vocab_size_within(model.vocab_size)
 
     @property
     def context_window(self) -> int:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from .artifact import HUB_PREFIX, is_address
 from .errors import EngineError, UsageError
 from .policy import download_policy
 
-PREFIX = "HF://"
 _ADDRESS = re.compile(
     r"(?P<repository>[\w][\w.-]{0,95}/[\w][\w.-]{0,95})(@(?P<revision>[\w][\w./-]{0,199}))?", re.ASCII
 )
@@ -37,7 +37,7 @@ class Address:
     revision: str | None = None
 
     def __str__(self) -> str:
-        return f"{PREFIX}{self.repository}" + (f"@{self.revision}" if self.revision else "")
+        return f"{HUB_PREFIX}{self.repository}" + (f"@{self.revision}" if self.revision else "")
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,9 @@ class Listing:
     files: frozenset[str]
 
 
-def is_address(model: str) -> bool:
-    """Whether a model is named by `HF://`, in any case."""
-    return model[: len(PREFIX)].upper() == PREFIX
-
-
 def parse_address(model: str) -> Address:
     """The parts of `HF://org/name[@revision]`. Raises UsageError."""
-    match = _ADDRESS.fullmatch(model[len(PREFIX) :])
+    match = _ADDRESS.fullmatch(model[len(HUB_PREFIX) :])
     if not is_address(model) or match is None or ".." in model or "--" in match["repository"]:
         raise UsageError(
             f"{model!r:.200} is not a Hugging Face repository: expected HF://org/name or HF://org/name@revision"

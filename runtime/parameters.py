@@ -38,7 +38,7 @@ def load_parameters(
     params = library.metadata.params
     forms = [_forms(param)[-1] for param in params]
     nbytes = sum(Arena.room(nbytes_of(*form)) for form in forms)
-    arena = None if reading is None else reading.finish(library.fingerprint, nbytes)
+    arena = None if reading is None else reading.finish(library.path, library.fingerprint, nbytes)
     if arena is None:
         from .weights import WeightStore  # checks and converts with numpy
 

@@ -39,6 +39,12 @@ class Tokenizer:
         """One more than the highest token id; a model's vocabulary may be larger (padded), never smaller."""
         return 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
+    def vocab_size_within(self, limit: int) -> int:
+        """The smaller of `limit` and `vocab_size`, without a look at the whole vocabulary."""
+        while limit > 0 and self._backend.id_to_token(limit - 1) is None:
+            limit -= 1
+        return limit
+
     @cached_property
     def rule(self) -> TextRule:
         """How tokens become text. Raises ModelFileError when that cannot be done token by token."""

@@ -9,7 +9,6 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from .artifact import read_json, read_tokenizer_file
 from .errors import ModelFileError
-from .sentencepiece_model import parse_model, to_tokenizer
 
 CONFIG_NAME = "tokenizer_config.json"
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -27,6 +26,8 @@ def load_backend(folder: Path) -> tokenizers.Tokenizer:
     if path.exists():
         backend = _checked(path, lambda: tokenizers.Tokenizer.from_buffer(read_tokenizer_file(path)))
     elif (path := folder / "tokenizer.model").exists():
+        from .sentencepiece_model import parse_model, to_tokenizer  # few models need it
+
         add_bos = config.get("add_bos_token") is not False
         backend = _checked(path, lambda: to_tokenizer(parse_model(read_tokenizer_file(path)), add_bos))
     elif (path := folder / "vocab.json").exists() and (folder / "merges.txt").exists():

@@ -3,14 +3,15 @@
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..runtime.artifact import CHAT_CONFIG_NAME, FOLDER_SUFFIX, ChatConfig, library_places
+from ..runtime.artifact import CHAT_CONFIG_NAME, FOLDER_SUFFIX, ChatConfig, is_address, library_places
 from ..runtime.errors import ModelFileError
-from ..runtime.hub import Progress, is_address
 from ..runtime.library import MODEL_FOLDER, Library
 from ..runtime.policy import jit_policy
-from ..runtime.published import fetch_published
-from ..runtime.weights import WeightStore
+
+if TYPE_CHECKING:
+    from ..runtime.hub import Progress
 
 DIST = Path("dist")
 
@@ -21,6 +22,8 @@ def find_folder(model: str) -> Path:
     `HF://org/name[@revision]` is downloaded the first time. Raises UsageError, ModelFileError, EngineError.
     """
     if is_address(model):
+        from ..runtime.published import fetch_published
+
         published = fetch_published(model, _show_download())
         if published is None:
             raise ModelFileError(
@@ -39,6 +42,13 @@ def find_folder(model: str) -> Path:
     raise ModelFileError(f"{model} is neither a model folder nor the name of one in {DIST}/: run `mlc compile {model}`")
 
 
+def find_library(folder: Path, config: ChatConfig, device: str, model_lib: str | None = None) -> Path | None:
+    """Where the library of a model folder is: `model_lib` where it is named; None where there is none yet."""
+    if model_lib is not None:
+        return Path(model_lib).expanduser()
+    return next((place for place in library_places(folder, config, device) if place.is_file()), None)
+
+
 def open_library(folder: Path, config: ChatConfig, device: str, model_lib: str | None = None) -> Library:
     """The library of a model folder: `model_lib` where it is named, else the one that lies beside it or in the cache.
 
@@ -54,7 +64,7 @@ def open_library(folder: Path, config: ChatConfig, device: str, model_lib: str |
     policy = jit_policy()
     places = library_places(folder, config, device)
     reason, output = f"{folder} has no library for {device}", _output(places)
-    found = next((place for place in places if place.is_file()), None)
+    found = find_library(folder, config, device)
     if found is not None:
         output = found
         if policy == "REDO":
@@ -77,6 +87,8 @@ def _output(places: list[Path]) -> Path:
 def _compile(
     folder: Path, config: ChatConfig, device: str, output: Path, reason: str, *, force: bool = False
 ) -> Library:
+    from ..runtime.weights import WeightStore
+
     WeightStore(folder).close()  # what is wrong with the weights shows now, and not after the compilation
     print(f"{reason}: compiling {output}", file=sys.stderr, flush=True)
     from ..compiler.compile import compile_library
@@ -84,7 +96,7 @@ def _compile(
     return Library.load(compile_library(folder, output, device=device, force=force), config=config)
 
 
-def _show_download() -> Progress:
+def _show_download() -> "Progress":
     """A line on stderr when a download begins; on a terminal it counts to 100 %."""
     shown = ""
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.artifact import ChatConfig, load_chat_config
+from ..runtime.derived import start_reading
 from ..runtime.devices import available_memory, resolve_device
 from ..runtime.errors import ModelFileError
 from ..runtime.generation import Generator
 from ..runtime.model import LanguageModel, Model
 from ..runtime.tokenizer import Tokenizer
 from ..templates import ConversationError, Template, load_template
-from .artifacts import find_folder, open_library
+from .artifacts import find_folder, find_library, open_library
 from .config import EngineConfig, Mode, choose_limits
 
 
@@ -34,6 +35,9 @@ def load_model(model: str, device: str, model_lib: str | None, mode: Mode, confi
     device = resolve_device(device)
     folder = find_folder(model)
     chat_config = load_chat_config(folder)
+    # Packed weights are read while the tokenizer is parsed.
+    found = find_library(folder, chat_config, device, model_lib)
+    reading = None if found is None else start_reading(folder, found)
     tokenizer, template = load_text(folder, chat_config)
     library = open_library(folder, chat_config, device, model_lib)
     limits = choose_limits(mode, config, library.metadata, available_memory())
@@ -45,6 +49,7 @@ def load_model(model: str, device: str, model_lib: str | None, mode: Mode, confi
         device=device,
         max_num_sequence=limits.max_num_sequence,
         max_total_sequence_length=limits.max_total_sequence_length,
+        reading=reading,
     )
     return assemble(model, folder, chat_config, tokenizer, template, loaded)
 

@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 from ...runtime.errors import ModelFileError, UsageError
-from ...runtime.hub import is_address
+from ...runtime.artifact import is_address
 from .source import Progress, Source, TensorSpec
 
 __all__ = ["Progress", "Source", "TensorSpec", "open_source"]

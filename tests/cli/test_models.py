@@ -7,6 +7,7 @@ import pytest
 
 from mlc_llm.cli import models
 from mlc_llm.compiler import compile as driver
+from mlc_llm.runtime import published
 from mlc_llm.runtime.artifact import ChatConfig, cache_home
 from mlc_llm.runtime.errors import UsageError
 
@@ -103,7 +104,7 @@ def test_a_built_in_name_is_compiled_into_the_cache_once(
 def test_an_address_of_source_weights_is_compiled_into_a_cache_folder_of_its_own(
     compiled: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "fetch_published", lambda model, progress: None)
+    monkeypatch.setattr(published, "fetch_published", lambda model, progress: None)
     models.find_or_compile("HF://org/name@main", "q0f32", "auto", "context_window_size=9")
     assert compiled[0].output == cache_home() / "models" / "org--name--main-q0f32-MLC"
     assert (compiled[0].quantization, compiled[0].overrides) == ("q0f32", "context_window_size=9")

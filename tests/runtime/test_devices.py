@@ -2,8 +2,8 @@
 
 import math
 import os
-import platform
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_another_device_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize(("machine", "triple"), [("AMD64", "x86_64"), ("arm64", "aarch64"), ("riscv64", "riscv64")])
 def test_the_architecture_is_spelled_as_in_triples(machine: str, triple: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine))
     assert devices.host_architecture() == triple
 
 

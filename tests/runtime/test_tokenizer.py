@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models
 
-from mlc_llm.runtime import artifact, sentencepiece_model, tokenizer_files
+from mlc_llm.runtime import artifact, sentencepiece_model
 from mlc_llm.runtime.errors import ModelFileError, RequestError
 from mlc_llm.runtime.tokenizer import Tokenizer
 
@@ -141,7 +141,7 @@ def test_an_interrupted_load_is_not_taken_for_a_damaged_file(
     def interrupted(data: bytes) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tokenizer_files, "parse_model", interrupted)
+    monkeypatch.setattr(sentencepiece_model, "parse_model", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Tokenizer.load(sentencepiece_file.parent)
 
