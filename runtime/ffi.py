@@ -185,21 +185,25 @@ class Function(Object):
     __slots__ = ()
 
     def __call__(self, *args: Any) -> Any:
-        fields: list[int] = []
-        kept: list[bytes] = []
-        for argument in args:
-            if isinstance(argument, Object):
-                fields += (argument.type_index, 0, argument.handle)
-            elif isinstance(argument, bool):
-                fields += (_BOOL, 0, argument)
-            elif isinstance(argument, int):
-                fields += (_INT, 0, argument)
-            else:
-                fields += _other_argument(argument, kept)
+        packed, kept = _packed(args)
         result = _Result()
-        if _lib.call(self.handle, struct.pack("iIq" * len(args), *fields), len(args), result):
+        if _lib.call(self.handle, packed, len(args), result):
             raise _raised()
+        del kept
         return _value(result)
+
+    def prepared(self, *args: Any) -> Callable[[], Any]:
+        """The call with these arguments, packed once for all: for what every step of a model calls."""
+        packed, kept = _packed(args)
+        count, handle = len(args), self.handle
+
+        def call(alive: Any = (self, args, kept)) -> Any:
+            result = _Result()
+            if _lib.call(handle, packed, count, result):
+                raise _raised()
+            return _value(result)
+
+        return call
 
 
 class Module(Object):
@@ -327,6 +331,22 @@ def itemsize(dtype: str) -> int:
 def numpy_name(dtype: str) -> str:
     """numpy's name of TVM's type `dtype`, or of the unsigned integers that carry its bits."""
     return _TYPES[dtype][2]
+
+
+def _packed(args: Sequence[Any]) -> tuple[bytes, list[bytes]]:
+    """Arguments as TVM takes them; the second has to live until the call has ended."""
+    fields: list[int] = []
+    kept: list[bytes] = []
+    for argument in args:
+        if isinstance(argument, Object):
+            fields += (argument.type_index, 0, argument.handle)
+        elif isinstance(argument, bool):
+            fields += (_BOOL, 0, argument)
+        elif isinstance(argument, int):
+            fields += (_INT, 0, argument)
+        else:
+            fields += _other_argument(argument, kept)
+    return struct.pack("iIq" * len(args), *fields), kept
 
 
 def _other_argument(argument: object, kept: list[bytes]) -> tuple[int, int, int]:

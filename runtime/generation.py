@@ -179,6 +179,8 @@ class _Answer:
         self._decoded += len(text)
         shown, _ = self._stops.put(text)
         self._released += len(shown)
+        if not self._pending:
+            return Delta(shown)
         ready = [logprob for start, logprob in self._pending if start < self._released]
         self._pending = self._pending[len(ready) :]
         return Delta(shown, tuple(ready))

@@ -45,27 +45,33 @@ class LibrarySampling:
 
     def __init__(self, library: KernelsByName, vocab_size: int) -> None:
         """For at most `vocab_size` logits at a time."""
-        self._block_max, self._block_exp_sum = library["block_max"], library["block_exp_sum"]
-        self._out = np.empty(-(-vocab_size // SAMPLING_BLOCK), np.float32)
+        self._logits, out = ffi.Lent("float32"), ffi.Lent("float32")
+        self._out, self._out_lent = np.empty(-(-vocab_size // SAMPLING_BLOCK), np.float32), out
         self._out_address = _address(self._out)
-        self._arguments = ffi.Lent("float32"), ffi.Lent("float32")
-        self._lock = threading.Lock()  # of the two above
+        self._block_max = library["block_max"].prepared(self._logits, out)
+        self._block_exp_sum = library["block_exp_sum"]
+        self._lock = threading.Lock()  # of the arguments
 
     def block_max(self, logits: Logits) -> Logits:
-        return self._reduced(self._block_max, logits)
+        with self._lock:
+            blocks = self._lend(logits)
+            self._block_max()
+            maxima: Logits = self._out[:blocks].copy()
+        return maxima
 
     def block_exp_sum(self, logits: Logits, largest: float, temperature: float) -> Logits:
-        return self._reduced(self._block_exp_sum, logits, largest, math.log2(math.e) / temperature)
-
-    def _reduced(self, kernel: ffi.Function, logits: Logits, *scalars: float) -> Logits:
-        blocks = -(-logits.size // SAMPLING_BLOCK)
-        given, out = self._arguments
         with self._lock:
-            given.point(_address(logits), logits.size)
-            out.point(self._out_address, blocks)
-            kernel(given, *scalars, out)
-            reduced: Logits = self._out[:blocks].copy()
-        return reduced
+            blocks = self._lend(logits)
+            self._block_exp_sum(self._logits, largest, math.log2(math.e) / temperature, self._out_lent)
+            sums: Logits = self._out[:blocks].copy()
+        return sums
+
+    def _lend(self, logits: Logits) -> int:
+        """Let the arguments stand for these logits. Returns the number of their blocks."""
+        blocks = -(-logits.size // SAMPLING_BLOCK)
+        self._logits.point(_address(logits), logits.size)
+        self._out_lent.point(self._out_address, blocks)
+        return blocks
 
 
 def _address(array: Logits) -> int:

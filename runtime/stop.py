@@ -16,6 +16,7 @@ class StopChecker:
         if not all(stop_strings):
             raise ValueError("a stop string is empty")
         self._patterns = [(stop, _border_lengths(stop)) for stop in stop_strings]
+        self._beginnings = frozenset(stop[0] for stop in stop_strings)
         self._matched = [0] * len(self._patterns)  # how many characters of each stop string the text ends with
         self._held = ""
         self.stopped = False
@@ -27,8 +28,8 @@ class StopChecker:
         """
         if self.stopped:
             return "", True
-        if not self._patterns:
-            return text, False
+        if not self._held and self._beginnings.isdisjoint(text):
+            return text, False  # most texts: no stop string begins in them
         pending = self._held + text
         for position, character in enumerate(text, start=len(self._held) + 1):
             found = self._advance(character)

@@ -1,0 +1,146 @@
+"""Where the time of one decode step goes: in the library's kernels, and in which parts of the Python around them.
+
+    python benchmarks/step.py MODEL [--model-lib FILE] [--tokens 128] [--temperature 0] [--top-p 1] [--batch-size 1 8]
+
+MODEL is a compiled model folder. A step is everything from one token to the next: cache, kernels, choice of the token,
+text, stop strings, event. Kernels are what runs inside of TVM's interface, those of the sampler included. A batch is
+stepped as an engine would step it: one pass of the model for all, then each answer by itself. Medians over the steps;
+the clocks themselves add about 0.2 us for each part that is entered.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from mlc_llm.runtime import ffi
+from mlc_llm.runtime.generation import Finish, Generator, _Answer
+from mlc_llm.runtime.model import Model
+from mlc_llm.runtime.prefix_cache import PrefixCache
+from mlc_llm.runtime.sampler import Sampler
+from mlc_llm.runtime.sampling_params import SamplingParams
+from mlc_llm.serve.engine import MLCEngine
+
+PROMPT = "Tell me a long story about a fox."
+STOP = ("\n\n\n\n", "<|never|>")
+
+
+class Clocks:
+    """Seconds spent in parts of a step; time in an inner part does not count for the outer one."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = defaultdict(float)
+        self.calls: dict[str, int] = defaultdict(int)
+        self._inner = [0.0]
+
+    def watch(self, owner: Any, attribute: str, part: str) -> None:
+        """Let calls of `owner.attribute` count for `part`."""
+        function: Callable[..., Any] = getattr(owner, attribute)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._inner.append(0.0)
+            self.calls[part] += 1
+            begin = perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                elapsed = perf_counter() - begin
+                self.spent[part] += elapsed - self._inner.pop()
+                self._inner[-1] += elapsed
+
+        setattr(owner, attribute, timed)
+
+    @contextmanager
+    def step(self) -> Iterator[dict[str, float]]:
+        """One step: fills the dictionary with the seconds of each part, and "rest"."""
+        self.spent.clear()
+        self.calls.clear()
+        self._inner = [0.0]
+        parts: dict[str, float] = {}
+        begin = perf_counter()
+        yield parts
+        elapsed = perf_counter() - begin
+        parts.update(self.spent, rest=elapsed - sum(self.spent.values()))
+
+
+def report(title: str, steps: list[dict[str, float]]) -> None:
+    """Medians in microseconds."""
+    names = sorted({name for step in steps for name in step}, key=lambda name: (name == "rest", name != "kernels"))
+    print(f"{title}: {median(sum(step.values()) for step in steps) * 1e6:.0f} us a step")
+    for name in names:
+        print(f"  {name:24}{median(step.get(name, 0) for step in steps) * 1e6:8.1f} us")
+    python = median(sum(value for name, value in step.items() if name != "kernels") for step in steps)
+    print(f"  {'Python in all':24}{python * 1e6:8.1f} us")
+
+
+def one_at_a_time(clocks: Clocks, generator: Generator, prompt: list[int], params: SamplingParams) -> None:
+    """The steps of one answer, as `MLCEngine` and `mlc chat` take them."""
+    events = generator.generate(prompt, params, stop_strings=STOP)
+    steps = []
+    event = None
+    while not isinstance(event, Finish):
+        with clocks.step() as parts:
+            event = next(events)
+        if clocks.calls["sampler"] == 1:  # an event may take several tokens: parts of a character have no text
+            steps.append(parts)
+    report("batch 1", steps[8:])
+
+
+def together(clocks: Clocks, generator: Generator, size: int, prompt: list[int], params: SamplingParams) -> None:
+    """The steps of several answers at once."""
+    model, tokenizer = generator._model, generator._tokenizer
+    samplers = [Sampler(params, model.vocab_size, model.sampling, prompt) for _ in range(size)]
+    answers = [_Answer(tokenizer, False, STOP) for _ in range(size)]
+    sequences = [model.add_sequence() for _ in range(size)]
+    tokens = [int(model.prefill(sequence, prompt).argmax()) for sequence in sequences]
+    steps = []
+    for _ in range(params.max_tokens or 0):
+        with clocks.step() as parts:
+            logits = model.decode(sequences, tokens)
+            for i in range(size):
+                sampled = samplers[i].sample(logits[i])
+                answers[i].take(sampled)
+                tokens[i] = sampled.token
+        steps.append(parts)
+    report(f"batch {size}", steps[8:])
+    for sequence in sequences:
+        model.remove_sequence(sequence)
+
+
+def main() -> None:
+    """Load the model, put clocks into it, and step."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--model-lib", type=Path)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--batch-size", type=int, nargs="*", default=[1, 8])
+    arguments = parser.parse_args()
+    sys.setswitchinterval(1)
+    params = SamplingParams(
+        temperature=arguments.temperature, top_p=arguments.top_p, max_tokens=arguments.tokens, ignore_eos=True, seed=1
+    )
+    engine = MLCEngine(arguments.model, model_lib=arguments.model_lib, mode="server")
+    loaded = engine._loaded()
+    prompt = loaded.tokenizer.encode(PROMPT)
+    clocks = Clocks()
+    clocks.watch(ffi._lib, "call", "kernels")
+    clocks.watch(PrefixCache, "advance", "prefix cache")
+    clocks.watch(Model, "decode", "model")
+    clocks.watch(Sampler, "sample", "sampler")
+    clocks.watch(_Answer, "take", "text and stop strings")
+    for size in arguments.batch_size:
+        if size == 1:
+            one_at_a_time(clocks, loaded.generator, prompt, params)
+        else:
+            together(clocks, loaded.generator, size, prompt, params)
+
+
+if __name__ == "__main__":
+    main()
