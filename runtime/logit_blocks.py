@@ -6,7 +6,8 @@ The library's kernels read all logits and give a number for each block of 64 (se
 import ctypes
 import math
 import threading
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,25 @@ from .artifact import SAMPLING_BLOCK
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
-_NEARLY_ALL = 0.999  # of the weight: where the rest is so little, the kernels' rounding would show
-_SELDOM_MORE = 64  # blocks with tokens of a nucleus
-_FEW = 2048  # candidates that may as well be sorted
+_LOG2_E = math.log2(math.e)
+_LEAST, _SETTINGS = (
+    -125.0,
+    7,
+)  # of the kernel `draw`: the lowest exponent of 2 that has weight, how many numbers it takes
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """How logits become the distribution that is drawn from: softmax of logits / temperature, then the cuts.
+
+    In this order: the top_k most likely tokens (0: all), of these the fewest that reach top_p (1: all), and of these
+    the ones that are at least min_p times as likely as the most likely one. Equals rank by token id.
+    """
+
+    temperature: float
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
 
 
 class KernelsByName(Protocol):
@@ -29,14 +46,18 @@ class KernelsByName(Protocol):
 
 
 class SamplingKernels(Protocol):
-    """What sampling has compiled; both functions take logits [vocab] and give a number for each block of them."""
+    """What sampling has compiled."""
 
     def block_max(self, logits: Logits) -> Logits:
-        """The largest logit, NaN where there is one."""
+        """Of logits [vocab] the largest in each block, NaN where there is one."""
         ...
 
     def block_exp_sum(self, logits: Logits, largest: float, temperature: float) -> Logits:
-        """The sum of exp((logit - largest) / temperature)."""
+        """The sum of exp((logit - largest) / temperature) in each block."""
+        ...
+
+    def draw(self, logits: Logits, maxima: Logits, largest: float, cuts: Cuts, uniform: float) -> int:
+        """The token whose share of the running sum of the distribution covers `uniform` of [0, 1)."""
         ...
 
 
@@ -45,48 +66,89 @@ class LibrarySampling:
 
     def __init__(self, library: KernelsByName, vocab_size: int) -> None:
         """For at most `vocab_size` logits at a time."""
-        self._logits, out = ffi.Lent("float32"), ffi.Lent("float32")
-        self._out, self._out_lent = np.empty(-(-vocab_size // SAMPLING_BLOCK), np.float32), out
-        self._out_address = _address(self._out)
-        self._block_max = library["block_max"].prepared(self._logits, out)
+        self._lock = threading.Lock()  # of all arguments
+        self._logits, self._maxima = ffi.Lent("float32"), ffi.Lent("float32")
+        blocks = -(-vocab_size // SAMPLING_BLOCK)
+        self._reduced, self._settings = _Memory(blocks, "float32"), _Memory(_SETTINGS, "float64")
+        self._ids, self._weights = _Memory(vocab_size, "int32"), _Memory(vocab_size, "float32")
+        self._token = _Memory(1, "int32")
+        self._size = 0
+        self._block_max = library["block_max"].prepared(self._logits, self._reduced.lent)
         self._block_exp_sum = library["block_exp_sum"]
-        self._lock = threading.Lock()  # of the arguments
+        memory = (self._reduced, self._settings, self._ids, self._weights, self._token)
+        self._draw = library["draw"].prepared(self._logits, self._maxima, *(m.lent for m in memory))
 
     def block_max(self, logits: Logits) -> Logits:
         with self._lock:
             blocks = self._lend(logits)
             self._block_max()
-            maxima: Logits = self._out[:blocks].copy()
-        return maxima
+            return self._reduced.copy(blocks)
 
     def block_exp_sum(self, logits: Logits, largest: float, temperature: float) -> Logits:
         with self._lock:
             blocks = self._lend(logits)
-            self._block_exp_sum(self._logits, largest, math.log2(math.e) / temperature, self._out_lent)
-            sums: Logits = self._out[:blocks].copy()
-        return sums
+            self._block_exp_sum(self._logits, largest, _LOG2_E / temperature, self._reduced.lent)
+            return self._reduced.copy(blocks)
+
+    def draw(self, logits: Logits, maxima: Logits, largest: float, cuts: Cuts, uniform: float) -> int:
+        scale, top_k = _LOG2_E / cuts.temperature, cuts.top_k if cuts.top_k < logits.size else 0
+        # a little lower than needed, for rounding
+        least = max(math.log2(cuts.min_p) - 1e-3, _LEAST) if cuts.min_p > 0 else _LEAST
+        with self._lock:
+            self._lend(logits)
+            self._maxima.point(_address(maxima), maxima.size)
+            self._settings.array[:] = (largest, scale, top_k, cuts.top_p, cuts.min_p, least, uniform)
+            self._block_exp_sum(self._logits, largest, scale, self._reduced.lent)
+            self._draw()
+            return int(self._token.array[0])
 
     def _lend(self, logits: Logits) -> int:
         """Let the arguments stand for these logits. Returns the number of their blocks."""
         blocks = -(-logits.size // SAMPLING_BLOCK)
         self._logits.point(_address(logits), logits.size)
-        self._out_lent.point(self._out_address, blocks)
+        if logits.size != self._size:
+            self._size = logits.size
+            self._reduced.resize(blocks)
+            self._ids.resize(logits.size)
+            self._weights.resize(logits.size)
         return blocks
 
 
-def _address(array: Logits) -> int:
-    """Where a contiguous array begins; three times as fast as numpy's own ways to say it."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+class _Memory:
+    """An array of ours that is lent to kernels."""
+
+    def __init__(self, count: int, dtype: str) -> None:
+        self.array = np.empty(count, dtype)
+        self._address = _address(self.array)
+        self.lent = ffi.Lent(dtype)
+        self.resize(count)
+
+    def resize(self, count: int) -> None:
+        """Lend only the first `count` elements."""
+        self.lent.point(self._address, count)
+
+    def copy(self, count: int) -> Logits:
+        """The first `count` elements."""
+        copied: Logits = self.array[:count].copy()
+        return copied
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    """Where a contiguous array begins."""
+    if array.flags.writeable:  # three times as fast as numpy's own ways to say it
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 class LogitBlocks:
-    """The logits [vocab] of one token to choose. Weights are the softmax but for its scale: the largest is 1.
+    """The logits [vocab] of one token to choose.
 
     Which tokens matter, the maxima of the blocks say: at least `n` logits are not below the n-th largest maximum.
     """
 
     def __init__(self, logits: Logits, kernels: SamplingKernels) -> None:
-        self.logits = logits
+        self.logits = logits = np.ascontiguousarray(logits)
         self._kernels = kernels
         self._maxima = kernels.block_max(logits)
         first = int(self._maxima.argmax()) * SAMPLING_BLOCK  # to numpy a NaN is the largest
@@ -108,13 +170,6 @@ class LogitBlocks:
             logits = np.concatenate([logits, rest[places]])
         return ids, logits
 
-    def weights(self, logits: Logits, temperature: float) -> Logits:
-        """exp((logit - largest) / temperature)."""
-        scaled = logits - self.largest
-        scaled /= np.float32(temperature)
-        weights: Logits = np.exp(scaled, out=scaled)
-        return weights
-
     def top(self, count: int) -> tuple[Ids, Logits]:
         """Ids, ascending, and logits of the `count` most likely tokens; of equals the lowest ids."""
         if count <= self._maxima.size:
@@ -124,47 +179,22 @@ class LogitBlocks:
         kept = _first(logits, count, _largest(logits, count))
         return ids[kept], logits[kept]
 
-    def nucleus(self, top_p: float, temperature: float) -> tuple[Ids, Logits]:
-        """Ids, ascending, and weights of the fewest most likely tokens that have at least `top_p` of all weight."""
-        if top_p < _NEARLY_ALL:
-            missing = top_p * float(self._sums(temperature).sum(dtype=np.float64))
-            if missing <= 1:
-                return np.array([self.best]), np.ones(1, np.float32)
-            maxima = np.sort(self._maxima)[::-1]
-            for most in (_SELDOM_MORE, maxima.size):
-                reached = self.weights(maxima[:most], temperature).cumsum(dtype=np.float64) >= missing
-                if reached[-1]:
-                    ids, logits = self.not_below(float(maxima[reached.argmax()]))
-                    weights = self.weights(logits, temperature)
-                    kept = nucleus(weights, missing)
-                    return ids[kept], weights[kept]
-        weights = self.weights(self.logits, temperature)
-        kept = nucleus(weights, top_p * float(weights.sum(dtype=np.float64)))
-        return kept, weights[kept]
-
-    def pick(self, uniform: float, temperature: float) -> int:
-        """The token whose share of the running sum of all weights covers `uniform` of [0, 1)."""
-        sums = self._sums(temperature).cumsum(dtype=np.float64)
-        target = uniform * float(sums[-1])
-        block = _covering(sums, target)
-        first = block * SAMPLING_BLOCK
-        weights = self.weights(self.logits[first : first + SAMPLING_BLOCK], temperature)
-        within = weights.cumsum(dtype=np.float64)
-        return first + _covering(within, target - (float(sums[block - 1]) if block else 0.0))
+    def draw(self, cuts: Cuts, uniform: float) -> int:
+        """The token that a number of [0, 1) stands for."""
+        return self._kernels.draw(self.logits, self._maxima, float(self.largest), cuts, uniform)
 
     def logprobs(self, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
         """Log-probability of a token, and `top` most likely tokens with theirs; impossible ones are left out."""
-        log_total = math.log(self._sums(1.0).sum(dtype=np.float64))
+        sums = self._kernels.block_exp_sum(self.logits, float(self.largest), 1.0)
+        log_total = math.log(sums.sum(dtype=np.float64))
         pairs: list[tuple[int, float]] = []
-        if top:
-            ids, logits = self.top(min(top, self.logits.size))
-            shifted = logits - self.largest
-            order = np.argsort(-shifted, kind="stable")
-            pairs = [(int(ids[i]), float(shifted[i]) - log_total) for i in order if shifted[i] > -math.inf]
-        return float(self.logits[token] - self.largest) - log_total, pairs
-
-    def _sums(self, temperature: float) -> Logits:
-        return self._kernels.block_exp_sum(self.logits, float(self.largest), temperature)
+        with np.errstate(over="ignore"):  # overflow to -inf is as good as the tiny probability that it stands for
+            if top:
+                ids, logits = self.top(min(top, self.logits.size))
+                shifted = logits - self.largest
+                order = np.argsort(-shifted, kind="stable")
+                pairs = [(int(ids[i]), float(shifted[i]) - log_total) for i in order if shifted[i] > -math.inf]
+            return float(self.logits[token] - self.largest) - log_total, pairs
 
 
 def _largest(values: Logits, count: int) -> np.float32:
@@ -181,40 +211,3 @@ def _first(values: Logits, count: int, threshold: np.float32) -> Ids:
         equal = np.flatnonzero(values[places] == threshold)
         places = np.delete(places, equal[-surplus:])
     return places
-
-
-def nucleus(weights: Logits, missing: float) -> Ids:
-    """Places of the fewest largest weights whose sum is at least `missing`, ascending.
-
-    The smallest of them is found as quickselect finds it: split the candidates at their mean, go on with the side
-    that has it, and sort when few are left. So the work is that of a few passes, not that of a sort; the range of
-    float32 leaves no room for a distribution that takes many.
-    """
-    candidates, above = weights, 0  # `above` weights that are larger than all candidates are in
-    while candidates.size > _FEW:
-        is_larger = candidates > candidates.mean()
-        larger = np.compress(is_larger, candidates)
-        if not 0 < larger.size < candidates.size:
-            break  # all are equal
-        mass = float(larger.sum(dtype=np.float64))
-        if mass >= missing:
-            candidates = larger
-        else:
-            missing -= mass
-            above += larger.size
-            candidates = np.compress(~is_larger, candidates)
-    ordered = np.sort(candidates)[::-1]
-    place = int(ordered.cumsum(dtype=np.float64).searchsorted(missing))
-    place = min(place, ordered.size - 1)  # the sums are rounded and may stay just below `missing`
-    return _first(weights, above + place + 1, ordered[place])
-
-
-def pick(weights: Logits, uniform: float) -> int:
-    """The place whose share of the running sum covers `uniform` of [0, 1); never one of weight 0."""
-    sums = weights.cumsum(dtype=np.float64)
-    return _covering(sums, uniform * float(sums[-1]))
-
-
-def _covering(sums: npt.NDArray[np.float64], target: float) -> int:
-    """The first place whose running sum is above `target`, which rounding may have lifted to the last sum."""
-    return int(sums.searchsorted(min(target, math.nextafter(sums[-1], 0)), side="right"))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import EngineError
-from .logit_blocks import LogitBlocks, Logits, SamplingKernels, nucleus, pick
+from .logit_blocks import Cuts, LogitBlocks, Logits, SamplingKernels
 from .sampling_params import SamplingParams
 
 _GREEDY_TEMPERATURE = 1e-5  # at or below, the softmax has all its weight on the largest logit
@@ -61,6 +61,7 @@ class Sampler:
         self._seed = (secrets.randbits(64) if params.seed is None else int(params.seed)) % 2**64
         self._step = 0
         self._kernels = kernels
+        self._cuts = Cuts(params.temperature, params.top_k, params.top_p, params.min_p)
         self._uniforms: npt.NDArray[np.float64] | None = None
         self._counts: dict[int, int] = {}
         self._counts_tokens = bool(params.presence_penalty or params.frequency_penalty)
@@ -87,16 +88,12 @@ class Sampler:
             raise EngineError(
                 f"the model gave the logit {row.largest} for token {row.best}: its weights or its library are damaged"
             )
-        if self._greedy and not self._params.logprobs:
-            self._record(row.best)
-            return Sampled(row.best)
-        with np.errstate(over="ignore"):  # overflow to -inf is as good as the tiny weight that it stands for
-            token = row.best if self._greedy else self._draw(row)
-            self._record(token)
-            if not self._params.logprobs:
-                return Sampled(token)
-            given = row if adjusted is logits else LogitBlocks(logits, self._kernels)
-            return Sampled(token, *given.logprobs(token, self._params.top_logprobs))
+        token = row.best if self._greedy else row.draw(self._cuts, self._uniform())
+        self._record(token)
+        if not self._params.logprobs:
+            return Sampled(token)
+        given = row if adjusted is logits else LogitBlocks(logits, self._kernels)
+        return Sampled(token, *given.logprobs(token, self._params.top_logprobs))
 
     def _record(self, token: int) -> None:
         self._step += 1
@@ -126,29 +123,6 @@ class Sampler:
             ids = np.fromiter(self._repeated, np.int64, len(self._repeated))
             seen, penalty = adjusted[ids], params.repetition_penalty
             adjusted[ids] = np.where(seen < 0, seen * penalty, seen / penalty)
-
-    def _draw(self, row: LogitBlocks) -> int:
-        """One token of softmax(logits / temperature), cut down by top_k, top_p and min_p."""
-        params, temperature, uniform = self._params, self._params.temperature, self._uniform()
-        if 0 < params.top_k < row.logits.size:
-            ids, logits = row.top(params.top_k)
-            weights = row.weights(logits, temperature)
-            if params.top_p < 1:
-                kept = nucleus(weights, params.top_p * float(weights.sum(dtype=np.float64)))
-                ids, weights = ids[kept], weights[kept]
-        elif params.top_p < 1:
-            ids, weights = row.nucleus(params.top_p, temperature)
-        elif params.min_p > 0:
-            largest = float(row.largest)
-            bound = largest + math.log(params.min_p) * temperature
-            ids, logits = row.not_below(bound - 1e-6 * (abs(largest) + abs(bound) + 1))  # rounding decides below
-            weights = row.weights(logits, temperature)
-        else:
-            return row.pick(uniform, temperature)
-        if params.min_p > 0:
-            kept = np.flatnonzero(weights >= params.min_p)
-            ids, weights = ids[kept], weights[kept]
-        return int(ids[pick(weights, uniform)])
 
     def _uniform(self) -> float:
         """This step's number in [0, 1): the first of Philox's four outputs where the counter is the step.

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mlc_llm.runtime.artifact import SAMPLING_BLOCK
-from mlc_llm.runtime.logit_blocks import Logits
+from mlc_llm.runtime.logit_blocks import Cuts, Logits
 
 
 def blocks(values: Logits, filler: float) -> Logits:
@@ -23,3 +23,16 @@ class NumpySampling:
         with np.errstate(over="ignore"):
             weights = np.exp((logits.astype(np.float64) - largest) / temperature)
         return blocks(weights, 0).sum(axis=1).astype(np.float32)
+
+    def draw(self, logits: Logits, maxima: Logits, largest: float, cuts: Cuts, uniform: float) -> int:
+        with np.errstate(over="ignore"):
+            weights = np.exp((logits.astype(np.float64) - largest) / cuts.temperature).astype(np.float32)
+        ranked = np.argsort(-weights, kind="stable")
+        if cuts.top_k:
+            ranked = ranked[: cuts.top_k]
+        if cuts.top_p < 1:
+            sums = weights[ranked].cumsum(dtype=np.float64)
+            ranked = ranked[: int(np.searchsorted(sums, cuts.top_p * sums[-1])) + 1]
+        ids = np.sort(ranked[weights[ranked] >= cuts.min_p])
+        sums = weights[ids].cumsum(dtype=np.float64)
+        return int(ids[np.searchsorted(sums, min(uniform * sums[-1], np.nextafter(sums[-1], 0)), side="right")])

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from compiled_sampling import compiled_sampling
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from numpy_sampling import NumpySampling
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -25,7 +25,7 @@ from mlc_llm.runtime.sampler import Sampler
 from mlc_llm.runtime.sampling_params import SamplingParams
 
 Floats = npt.NDArray[Any]
-KERNELS = NumpySampling()
+KERNELS = compiled_sampling()
 LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0, 1.5, 0.25], np.float32)
 
 

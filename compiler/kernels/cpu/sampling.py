@@ -1,8 +1,7 @@
 """What choosing a token needs of all logits: the maximum of each block of 64, and the block's part of the softmax.
 
 Everything else looks only at the few blocks whose maximum says that they matter: the most likely token is in the block
-with the largest maximum, top-k and top-p take tokens above a threshold, and a draw from the whole distribution goes to
-one block by the blocks' sums. So a vocabulary of any size is read once or twice, and numpy sorts a few hundred numbers.
+with the largest maximum, and the kernel that draws one looks for tokens above a threshold.
 
     logits      | 0 .. 63 | 64 .. 127 | ... | the rest |       any number, at any address
     block_max   |    m0   |     m1    | ... |    m     |
@@ -17,6 +16,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ....runtime.artifact import SAMPLING_BLOCK
 from ..builder import kernel
+from .draw import draw
 from .vector import Expr, add, constant, exp2, reduce, settled, span
 
 _LANES = 16
@@ -26,7 +26,7 @@ _MAGNITUDE, _INFINITY = 0x7FFFFFFF, 0x7F800000  # of a float32's bits: all but t
 
 def sampling_kernels() -> dict[str, tirx.PrimFunc]:
     """The functions that a library exports for the sampler, by name."""
-    return {"block_max": block_max(), "block_exp_sum": block_exp_sum()}
+    return {"block_max": block_max(), "block_exp_sum": block_exp_sum(), "draw": draw()}
 
 
 def block_max() -> tirx.PrimFunc:

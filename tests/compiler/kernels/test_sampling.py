@@ -1,34 +1,26 @@
-"""The kernels of the sampler against numpy, and through the sampler."""
+"""The kernels of the sampler against numpy: each by itself, and through the sampler."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import tvm
+from compiled_sampling import compiled_sampling
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy_sampling import NumpySampling
 
-from mlc_llm.compiler.kernels.cpu.sampling import sampling_kernels
-from mlc_llm.compiler.target import resolve_target
-from mlc_llm.runtime import ffi
-from mlc_llm.runtime.logit_blocks import LibrarySampling
+from mlc_llm.runtime.logit_blocks import Cuts, LibrarySampling
 from mlc_llm.runtime.sampler import Sampler
 from mlc_llm.runtime.sampling_params import SamplingParams
-from mlc_llm.runtime.tvm_runtime import load_runtime
 
 Logits = npt.NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> LibrarySampling:
-    """The kernels, compiled for this machine and called as the runtime calls them."""
-    functions = {name: function.with_attr("global_symbol", name) for name, function in sampling_kernels().items()}
-    path = tmp_path_factory.mktemp("kernels") / "sampling.so"
-    tvm.compile(tvm.IRModule(functions), target=resolve_target().tvm_target()).export_library(str(path))
-    load_runtime()
-    return LibrarySampling(ffi.load_module(str(path)), 49_152)
+def kernels() -> LibrarySampling:
+    return compiled_sampling()
 
 
 @given(
@@ -38,7 +30,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> LibrarySampling:
     offset=st.integers(0, 3),
     temperature=st.sampled_from([2.0, 1.0, 0.2, 1e-4]),
 )
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_blocks_are_reduced_as_by_numpy(
     kernels: LibrarySampling, count: int, seed: int, special: float | None, offset: int, temperature: float
 ) -> None:
@@ -52,6 +44,34 @@ def test_blocks_are_reduced_as_by_numpy(
         np.testing.assert_allclose(
             sums, oracle.block_exp_sum(logits, largest, temperature), rtol=3e-5 / min(temperature, 1), atol=1e-35
         )
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=120)
+def test_draws_are_those_of_a_full_sort(kernels: LibrarySampling, data: st.DataObject) -> None:
+    """Logits on a grid: weights are equal or clearly apart, so that rounding decides nothing but the odd draw."""
+    rng, oracle = np.random.default_rng(data.draw(st.integers(0, 1000))), NumpySampling()
+    count = data.draw(st.one_of(st.integers(1, 200), st.just(5000)))
+    spread = data.draw(st.sampled_from([0.0, 0.5, 3.0, 20.0, 300.0]))
+    logits: Logits = (np.round(rng.standard_normal(count) * spread * 8) / 8).astype(np.float32)
+    if data.draw(st.booleans()):
+        logits[rng.random(count) < 0.3] = -math.inf
+        logits[rng.integers(count)] = 1.0
+    cuts = Cuts(
+        temperature=data.draw(st.sampled_from([0.25, 1.0, 2.0])),
+        top_k=data.draw(st.sampled_from([0, 0, 1, 2, 7, 40, 150, 10_000])),
+        top_p=data.draw(st.sampled_from([1.0, 1e-9, 0.1234, 0.5678, 0.9012, 0.99876])),
+        min_p=data.draw(st.sampled_from([0.0, 0.0, 0.0123, 0.3456, 1.0])),
+    )
+    maxima, largest = kernels.block_max(logits), float(logits.max())
+    for uniform in (0.0, 0.123456789, 0.5, 0.987654321, 1 - 2**-53):
+        ours = kernels.draw(logits, maxima, largest, cuts, uniform)
+        nearby = {
+            oracle.draw(logits, maxima, largest, replace(cuts, top_p=min(1.0, cuts.top_p * factor)), shifted)
+            for factor in (1, 1 - 1e-6, 1 + 1e-6)
+            for shifted in (uniform, max(0.0, uniform - 1e-6), min(1 - 2**-53, uniform + 1e-6))
+        }
+        assert ours in nearby
 
 
 def test_forbidden_tokens_have_no_weight_at_all(kernels: LibrarySampling) -> None:

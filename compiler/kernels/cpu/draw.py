@@ -1,0 +1,223 @@
+"""Drawing a token: softmax at a temperature, cut down by top-k, top-p and min-p, in one kernel.
+
+Logits become weights 2^((logit - largest) * scale), of which the largest is 1. The blocks' maxima and sums of weights
+(sampling.py) are known, so only blocks with likely tokens are looked at:
+
+    collect     tokens with an exponent above a floor, in the order of their ids; the floor sinks until they suffice
+    cut         the least weight that is still in is found by bisection of its bits: positive floats are ordered as
+                their bits are. Of equal weights the lowest ids stay
+    choose      the token whose share of the running sum of weights covers the random number
+
+Without any cut the draw goes to one block by the sums, and to one of its tokens.
+"""
+# mypy: ignore-errors
+
+from collections.abc import Callable
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ....runtime.artifact import SAMPLING_BLOCK
+from ..builder import kernel
+from .vector import Expr, exp2, settled
+
+_ONE = 0x3F800000  # the bits of the largest weight
+_FIRST_FLOOR = -8.0  # exponents of 2: nearly all of the weight of most distributions is above it
+_LAST_FLOOR = -125.0  # exp2 goes no deeper: what is below has no weight
+SETTINGS = ("largest", "scale", "top_k", "top_p", "min_p", "least", "uniform")
+
+
+class Cell:
+    """A variable."""
+
+    def __init__(self, dtype: str, value: Expr) -> None:
+        self.dtype, self._buffer = dtype, T.alloc_buffer((1,), dtype)
+        self.set(value)
+
+    def get(self) -> Expr:
+        return self._buffer[0]
+
+    def set(self, value: Expr) -> None:
+        T.buffer_store(self._buffer, T.cast(value, self.dtype), [0])
+
+    def add(self, value: Expr) -> None:
+        self.set(self.get() + T.cast(value, self.dtype))
+
+
+class Candidates:
+    """The tokens that are left: `count` ids and weights in memory that the caller lends."""
+
+    def __init__(self, ids, weights) -> None:
+        self.ids, self.weights, self.count = ids, weights, Cell("int32", 0)
+
+    def append(self, token: Expr, weight: Expr) -> None:
+        T.buffer_store(self.ids, T.cast(token, "int32"), [self.count.get()])
+        T.buffer_store(self.weights, weight, [self.count.get()])
+        self.count.add(1)
+
+    def each(self, do: Callable[[Expr, Expr, Expr], None]) -> None:
+        """do(id, weight, its bits) for every candidate, in order."""
+        with T.serial(0, self.count.get()) as i:
+            weight = T.bind(self.weights[i])
+            do(T.bind(self.ids[i]), weight, T.bind(T.reinterpret(weight, dtype="int32")))
+
+    def cut(self, wanted: Expr, amount: Callable[[Expr], Expr]) -> None:
+        """Keep the fewest of the largest weights whose amounts add up to at least `wanted`; all if none do."""
+        wanted = settled(wanted, "float64")
+        low, high = Cell("int32", 0), Cell("int32", _ONE + 1)
+        with T.serial(0, 30):
+            middle = settled((low.get() + high.get()) >> 1)
+            total = self._amount_above(lambda bits: bits >= middle, amount)
+            with T.If(total.get() >= wanted):
+                with T.Then():
+                    low.set(middle)
+                with T.Else():
+                    high.set(middle)
+        least = settled(low.get())
+        reached = self._amount_above(lambda bits: bits > least, amount)
+        before = settled(self.count.get())
+        self.count.set(0)
+        with T.serial(0, before) as i:
+            token, weight = T.bind(self.ids[i]), T.bind(self.weights[i])
+            bits = T.bind(T.reinterpret(weight, dtype="int32"))
+            with T.If(tirx.any(bits > least, tirx.all(bits == least, reached.get() < wanted))), T.Then():
+                with T.If(bits == least), T.Then():
+                    reached.add(amount(weight))
+                self.append(token, weight)
+
+    def _amount_above(self, is_in: Callable[[Expr], Expr], amount: Callable[[Expr], Expr]) -> Cell:
+        total = Cell("float64", 0.0)
+
+        def do(token: Expr, weight: Expr, bits: Expr) -> None:
+            with T.If(is_in(bits)), T.Then():
+                total.add(amount(weight))
+
+        self.each(do)
+        return total
+
+    def choose(self, uniform: Expr, min_p: Expr) -> Cell:
+        """The id whose share of the running sum covers `uniform`, of the weights that are at least `min_p`."""
+        total, running = Cell("float64", 0.0), Cell("float64", 0.0)
+        token, open_ = Cell("int32", 0), Cell("int32", 1)
+
+        def sum_up(_: Expr, weight: Expr, bits: Expr) -> None:
+            with T.If(weight >= min_p), T.Then():
+                total.add(weight)
+
+        def walk(candidate: Expr, weight: Expr, bits: Expr) -> None:
+            with T.If(tirx.all(open_.get() == 1, weight >= min_p)), T.Then():
+                running.add(weight)
+                token.set(candidate)  # the last one where rounding lets no sum reach the target
+                with T.If(running.get() > uniform * total.get()), T.Then():
+                    open_.set(0)
+
+        self.each(sum_up)
+        self.each(walk)
+        return token
+
+
+def draw() -> tirx.PrimFunc:
+    """One token of a distribution.
+
+    logits float32 [count]; maxima, sums float32 [blocks] of block_max and block_exp_sum; settings float64 [7]: see
+    `SETTINGS`; ids int32 [count] and weights float32 [count] are scratch; token int32 [1] is the result.
+
+    `scale` is log2(e) / temperature, `top_k` 0 for no such cut, `top_p` 1 for none, `min_p` 0 for none; `least` the
+    lowest exponent of 2 that can matter, log2(min_p) or -125; `uniform` in [0, 1).
+    """
+    with kernel("draw") as k:
+        count, blocks = T.int64(), T.int64()
+        logits = k.input("logits", (count,), "float32", align=4)
+        maxima = k.input("maxima", (blocks,), "float32", align=4)
+        sums = k.input("sums", (blocks,), "float32", align=4)
+        settings = k.input("settings", (len(SETTINGS),), "float64", align=8)
+        ids = k.input("ids", (count,), "int32", align=4)
+        weights = k.input("weights", (count,), "float32", align=4)
+        token = k.input("token", (1,), "int32", align=4)
+        with k.body():
+            given = {name: settled(settings[i], "float64") for i, name in enumerate(SETTINGS)}
+            largest = settled(T.cast(given["largest"], "float32"), "float32")
+            scale = settled(T.cast(given["scale"], "float32"), "float32")
+
+            def exponent(logit: Expr) -> Expr:
+                return settled((logit - largest) * scale, "float32")
+
+            total = Cell("float64", 0.0)
+            with T.serial(0, blocks) as block:
+                total.add(sums[block])
+            is_cut = tirx.any(given["top_k"] > 0, given["top_p"] < 1, given["min_p"] > 0)
+            with T.If(is_cut):
+                with T.Then():
+                    candidates = Candidates(ids, weights)
+                    _collect(candidates, logits, maxima, exponent, given, total)
+                    _cut(candidates, given, total)
+                    chosen = candidates.choose(given["uniform"], T.cast(given["min_p"], "float32"))
+                    T.buffer_store(token, chosen.get(), [0])
+                with T.Else():
+                    _choose_of_all(logits, sums, exponent, given["uniform"] * total.get(), token)
+    return k.function
+
+
+def _collect(candidates: Candidates, logits, maxima, exponent: Callable[[Expr], Expr], given, total: Cell) -> None:
+    """Collect what the cuts can keep. Where that is everything, `total` becomes the sum of what was collected."""
+    count, blocks = logits.shape[0], maxima.shape[0]
+    is_top_k = given["top_k"] > 0
+    lowest = settled(tirx.Select(is_top_k, T.float32(_LAST_FLOOR), T.cast(given["least"], "float32")), "float32")
+    # so little is left out by such a top_p that rounding of the sums would show
+    begin = tirx.Select(given["top_p"] > 0.999, lowest, T.float32(_FIRST_FLOOR))
+    begin = tirx.Select(is_top_k, T.float32(_FIRST_FLOOR), begin)
+    floor, searching = Cell("float32", T.max(begin, lowest)), Cell("int32", 1)
+    with T.While(searching.get() == 1):
+        candidates.count.set(0)
+        mass = Cell("float64", 0.0)
+        with T.serial(0, blocks) as block, T.If(exponent(maxima[block]) >= floor.get()), T.Then():
+            first = T.bind(block * SAMPLING_BLOCK)
+            with T.serial(0, T.min(T.int64(SAMPLING_BLOCK), count - first)) as i:
+                power = exponent(logits[first + i])
+                with T.If(power >= floor.get()), T.Then():
+                    weight = settled(exp2(power, 1), "float32")
+                    mass.add(weight)
+                    candidates.append(first + i, weight)
+        by_count = T.cast(candidates.count.get(), "float64") >= given["top_k"]
+        by_mass = mass.get() >= given["top_p"] * total.get()
+        enough = tirx.any(tirx.all(is_top_k, by_count), tirx.all(tirx.Not(is_top_k), by_mass))
+        with T.If(tirx.any(enough, floor.get() <= lowest)):
+            with T.Then():
+                searching.set(0)
+                with T.If(floor.get() <= _LAST_FLOOR), T.Then():
+                    total.set(mass.get())
+            with T.Else():
+                floor.set(T.max(floor.get() * T.float32(2), lowest))
+
+
+def _cut(candidates: Candidates, given, total: Cell) -> None:
+    """Apply top_k, then top_p of what is left."""
+    with T.If(given["top_k"] > 0), T.Then():
+        candidates.cut(given["top_k"], lambda weight: T.float64(1))
+        total.set(0.0)
+        candidates.each(lambda token, weight, bits: total.add(weight))
+    with T.If(given["top_p"] < 1), T.Then():
+        candidates.cut(given["top_p"] * total.get(), lambda weight: T.cast(weight, "float64"))
+
+
+def _choose_of_all(logits, sums, exponent: Callable[[Expr], Expr], target: Expr, token) -> None:
+    """Find the block in whose share of the running sum the target lies, then the token in it."""
+    count, blocks = logits.shape[0], sums.shape[0]
+    target = settled(target, "float64")
+    running, before, chosen, open_ = Cell("float64", 0.0), Cell("float64", 0.0), Cell("int64", 0), Cell("int32", 1)
+    with T.serial(0, blocks) as block, T.If(tirx.all(open_.get() == 1, sums[block] > 0)), T.Then():
+        before.set(running.get())
+        running.add(sums[block])
+        chosen.set(block)
+        with T.If(running.get() > target), T.Then():
+            open_.set(0)
+    first = settled(chosen.get() * SAMPLING_BLOCK, "int64")
+    running.set(before.get())
+    open_.set(1)
+    with T.serial(0, T.min(T.int64(SAMPLING_BLOCK), count - first)) as i:
+        power = exponent(logits[first + i])
+        with T.If(tirx.all(open_.get() == 1, power > _LAST_FLOOR)), T.Then():
+            running.add(settled(exp2(power, 1), "float32"))
+            T.buffer_store(token, T.cast(first + i, "int32"), [0])
+            with T.If(running.get() > target), T.Then():
+                open_.set(0)
