@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder for peers, weights and compiled models")
     parser.add_argument("--gguf", type=Path, help="the Q4_1 file, instead of the demo model's")
     parser.add_argument("--works", default="all", help=f"some of {', '.join(work.name for work in WORKS)}")
-    parser.add_argument("--rows", default="all", help="beginnings of row names, as ours,llama.cpp:q4_0,openvino")
+    parser.add_argument("--rows", default="all", help="engines or single rows, as ours,llama.cpp:q4_0,openvino")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--recompile", action="store_true", help="compile the model again, as after a change")
     parser.add_argument("--append", action="store_true", help="add to the samples in the results folder")
@@ -123,14 +123,12 @@ def write(folder: Path, results: dict[str, Any], samples: list[Sample]) -> None:
 def main() -> None:
     """Install, measure, write."""
     arguments = parse()
-    prefixes = arguments.rows.split(",")
     works = [work for work in WORKS if arguments.works == "all" or work.name in arguments.works.split(",")]
     installation = Installation(arguments.work.resolve(), arguments.gguf, arguments.recompile)
-    rows = list(
-        installation.rows(lambda name: arguments.rows == "all" or any(map(name.startswith, prefixes)))
-    )  # fmt: skip
+    chosen = arguments.rows.split(",")
+    rows = list(installation.rows(lambda name: chosen == ["all"] or name in chosen or name.split(":")[0] in chosen))
     if not rows:
-        sys.exit(f"--rows {arguments.rows}: no row begins so, or none could be installed")
+        sys.exit(f"--rows {arguments.rows}: there is no such row, or none could be installed")
     results: dict[str, Any] = {
         "model": DEMO_MODEL if arguments.gguf is None else arguments.gguf.name,
         "date": time.strftime("%Y-%m-%d"),
