@@ -110,7 +110,7 @@ def llama_row(name: str, gguf: Path, programs: Path) -> Row:
             sizes = ("-npp", str(work.tokens), "-ntg", str(work.generate), "-npl", str(work.batch))
             program = str(programs / "llama-batched-bench")
             return Command((program, *common, "-c", str(context), *sizes, "--output-format", "jsonl"), batched)
-        sizes = ("-p", str(work.tokens), "-n", "0")
+        sizes: tuple[str, ...] = ("-p", str(work.tokens), "-n", "0")
         if work.kind == "decode":
             sizes = ("-p", "0", "-n", str(work.generate), "-d", str(work.tokens))
         attention = ("-fa", "off") if work.tokens >= 4096 else ()

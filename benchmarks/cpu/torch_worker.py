@@ -34,7 +34,7 @@ def main() -> None:
         parser.add_argument(name, type=int, required=True)
     work = parser.parse_args()
     torch.set_num_threads(work.threads)
-    model = AutoModelForCausalLM.from_pretrained(work.model, dtype=work.dtype).eval()
+    model = AutoModelForCausalLM.from_pretrained(work.model, dtype=work.dtype)
     if work.kind in ("start", "memory"):
         tokenizer = AutoTokenizer.from_pretrained(work.model)
         inputs = tokenizer(work.prompt, return_tensors="pt")
