@@ -10,7 +10,7 @@ from tvm import relax
 from .. import __version__
 from ..runtime.artifact import ChatConfig, KVCacheMetadata, LibraryMetadata, ParamMetadata, model_hash
 from ..runtime.errors import EngineError
-from .kernels.cpu.sampling import sampling_kernels
+from .kernels.cpu.sample_token import sampling_kernels
 from .kernels.cpu.table import KernelTable
 from .model.modules import Layers, assign_weights
 from .model.registry import get_architecture

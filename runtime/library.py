@@ -25,7 +25,7 @@ FUNCTIONS = (
     "set_num_threads",
     "block_max",
     "block_exp_sum",
-    "draw",
+    "sample_token",
 )  # fmt: skip
 MODEL_FOLDER = "<model folder>"  # stands in a refusal for the folder, which a library does not know
 _CPU = (1, 0)  # DLPack's kDLCPU, device 0

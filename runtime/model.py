@@ -12,9 +12,9 @@ from .devices import resolve_device
 from .errors import EngineError, RequestError
 from .kv_cache import KVCache
 from .library import Library
-from .logit_blocks import LibrarySampling, SamplingKernels
-from .logit_blocks import Logits as Logits
 from .parameters import Progress, load_parameters
+from .sampling_kernels import LibrarySampling, SamplingKernels
+from .sampling_kernels import Logits as Logits
 from .tvm_runtime import ALIGNMENT, Arena, one_line, tensor, view
 
 

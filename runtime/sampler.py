@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import EngineError
-from .logit_blocks import Cuts, LogitBlocks, Logits, SamplingKernels
+from .logprobs import logprobs
+from .sampling_kernels import Cuts, Logits, SamplingKernels
 from .sampling_params import SamplingParams
 
 _GREEDY_TEMPERATURE = 1e-5  # at or below, the softmax has all its weight on the largest logit
@@ -61,7 +62,8 @@ class Sampler:
         self._seed = (secrets.randbits(64) if params.seed is None else int(params.seed)) % 2**64
         self._step = 0
         self._kernels = kernels
-        self._cuts = Cuts(params.temperature, params.top_k, params.top_p, params.min_p)
+        top_k = params.top_k if params.top_k < vocab_size else 0
+        self._cuts = Cuts() if self._greedy else Cuts(params.temperature, top_k, params.top_p, params.min_p)
         self._uniforms: npt.NDArray[np.float64] | None = None
         self._counts: dict[int, int] = {}
         self._counts_tokens = bool(params.presence_penalty or params.frequency_penalty)
@@ -80,20 +82,19 @@ class Sampler:
         """
         if logits.shape != (self._vocab_size,):
             raise EngineError(f"the model gave logits of shape {logits.shape}; expected [{self._vocab_size}]")
+        logits = np.ascontiguousarray(logits)
         adjusted = self._adjust(logits)
-        row = LogitBlocks(adjusted, self._kernels)
-        if row.largest == -math.inf:
-            raise EngineError("no token is left to choose: every one has the logit -inf")
-        if not math.isfinite(row.largest):
+        token, largest = self._kernels.sample(adjusted, self._cuts, 0.0 if self._greedy else self._uniform())
+        if not math.isfinite(largest):
+            if largest == -math.inf:
+                raise EngineError("no token is left to choose: every one has the logit -inf")
             raise EngineError(
-                f"the model gave the logit {row.largest} for token {row.best}: its weights or its library are damaged"
+                f"the model gave the logit {largest} for token {token}: its weights or its library are damaged"
             )
-        token = row.best if self._greedy else row.draw(self._cuts, self._uniform())
         self._record(token)
         if not self._params.logprobs:
             return Sampled(token)
-        given = row if adjusted is logits else LogitBlocks(logits, self._kernels)
-        return Sampled(token, *given.logprobs(token, self._params.top_logprobs))
+        return Sampled(token, *logprobs(logits, token, self._params.top_logprobs, self._kernels))
 
     def _record(self, token: int) -> None:
         self._step += 1

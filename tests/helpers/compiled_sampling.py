@@ -6,10 +6,10 @@ from pathlib import Path
 
 import tvm
 
-from mlc_llm.compiler.kernels.cpu.sampling import sampling_kernels
+from mlc_llm.compiler.kernels.cpu.sample_token import sampling_kernels
 from mlc_llm.compiler.target import resolve_target
 from mlc_llm.runtime import ffi
-from mlc_llm.runtime.logit_blocks import LibrarySampling
+from mlc_llm.runtime.sampling_kernels import LibrarySampling
 from mlc_llm.runtime.tvm_runtime import load_runtime
 
 

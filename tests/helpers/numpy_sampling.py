@@ -3,7 +3,7 @@
 import numpy as np
 
 from mlc_llm.runtime.artifact import SAMPLING_BLOCK
-from mlc_llm.runtime.logit_blocks import Cuts, Logits
+from mlc_llm.runtime.sampling_kernels import Cuts, Logits
 
 
 def blocks(values: Logits, filler: float) -> Logits:
@@ -15,16 +15,11 @@ def blocks(values: Logits, filler: float) -> Logits:
 class NumpySampling:
     """The oracle of the kernels, and what models without kernels have in their place."""
 
-    def block_max(self, logits: Logits) -> Logits:
-        largest: Logits = blocks(logits, -np.inf).max(axis=1)
-        return largest
-
-    def block_exp_sum(self, logits: Logits, largest: float, temperature: float) -> Logits:
-        with np.errstate(over="ignore"):
-            weights = np.exp((logits.astype(np.float64) - largest) / temperature)
-        return blocks(weights, 0).sum(axis=1).astype(np.float32)
-
-    def draw(self, logits: Logits, maxima: Logits, largest: float, cuts: Cuts, uniform: float) -> int:
+    def sample(self, logits: Logits, cuts: Cuts, uniform: float) -> tuple[int, float]:
+        best = int(logits.argmax())
+        largest = float(logits[best])
+        if cuts.temperature == 0 or not np.isfinite(largest):
+            return best, largest
         with np.errstate(over="ignore"):
             weights = np.exp((logits.astype(np.float64) - largest) / cuts.temperature).astype(np.float32)
         ranked = np.argsort(-weights, kind="stable")
@@ -35,4 +30,13 @@ class NumpySampling:
             ranked = ranked[: int(np.searchsorted(sums, cuts.top_p * sums[-1])) + 1]
         ids = np.sort(ranked[weights[ranked] >= cuts.min_p])
         sums = weights[ids].cumsum(dtype=np.float64)
-        return int(ids[np.searchsorted(sums, min(uniform * sums[-1], np.nextafter(sums[-1], 0)), side="right")])
+        place = np.searchsorted(sums, min(uniform * sums[-1], np.nextafter(sums[-1], 0)), side="right")
+        return int(ids[place]), largest
+
+    def block_max(self, logits: Logits) -> Logits:
+        largest: Logits = blocks(logits, -np.inf).max(axis=1)
+        return largest
+
+    def block_exp_sum(self, logits: Logits, largest: float) -> Logits:
+        weights = np.exp(logits.astype(np.float64) - largest)
+        return blocks(weights, 0).sum(axis=1).astype(np.float32)

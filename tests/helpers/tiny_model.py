@@ -21,7 +21,7 @@ from tvm.relax.frontend.nn import op
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedKVCache
 
 from mlc_llm import __version__
-from mlc_llm.compiler.kernels.cpu.sampling import sampling_kernels
+from mlc_llm.compiler.kernels.cpu.sample_token import sampling_kernels
 from mlc_llm.runtime.artifact import ChatConfig, model_hash
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, LAYERS, VOCAB, ACTIVE = 32, 4, 2, 8, 2, 264, 259

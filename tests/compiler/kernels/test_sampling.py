@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy_sampling import NumpySampling
 
-from mlc_llm.runtime.logit_blocks import Cuts, LibrarySampling
 from mlc_llm.runtime.sampler import Sampler
+from mlc_llm.runtime.sampling_kernels import Cuts, LibrarySampling
 from mlc_llm.runtime.sampling_params import SamplingParams
 
 Logits = npt.NDArray[np.float32]
@@ -28,11 +28,10 @@ def kernels() -> LibrarySampling:
     seed=st.integers(0, 1000),
     special=st.sampled_from([None, -math.inf, math.inf, math.nan, -math.nan]),
     offset=st.integers(0, 3),
-    temperature=st.sampled_from([2.0, 1.0, 0.2, 1e-4]),
 )
 @settings(deadline=None, max_examples=150)
 def test_blocks_are_reduced_as_by_numpy(
-    kernels: LibrarySampling, count: int, seed: int, special: float | None, offset: int, temperature: float
+    kernels: LibrarySampling, count: int, seed: int, special: float | None, offset: int
 ) -> None:
     rng, oracle = np.random.default_rng(seed), NumpySampling()
     logits: Logits = (rng.standard_normal(count + offset) * 8).astype(np.float32)[offset:]  # at any address
@@ -40,10 +39,10 @@ def test_blocks_are_reduced_as_by_numpy(
         logits[rng.integers(0, count, 1 + count // 100)] = special
     np.testing.assert_array_equal(kernels.block_max(logits), oracle.block_max(logits))
     if special in (None, -math.inf) and np.isfinite(largest := float(logits.max())):
-        sums = kernels.block_exp_sum(logits, largest, temperature)
-        np.testing.assert_allclose(
-            sums, oracle.block_exp_sum(logits, largest, temperature), rtol=3e-5 / min(temperature, 1), atol=1e-35
-        )
+        sums = kernels.block_exp_sum(logits, largest)
+        np.testing.assert_allclose(sums, oracle.block_exp_sum(logits, largest), rtol=3e-5, atol=1e-35)
+    ours, theirs = (one.sample(logits, Cuts(), 0.0) for one in (kernels, oracle))
+    np.testing.assert_equal(ours, theirs)  # the first of the largest, or of the NaNs
 
 
 @given(data=st.data())
@@ -59,15 +58,14 @@ def test_draws_are_those_of_a_full_sort(kernels: LibrarySampling, data: st.DataO
         logits[rng.integers(count)] = 1.0
     cuts = Cuts(
         temperature=data.draw(st.sampled_from([0.25, 1.0, 2.0])),
-        top_k=data.draw(st.sampled_from([0, 0, 1, 2, 7, 40, 150, 10_000])),
+        top_k=data.draw(st.sampled_from([0, 0, 1, 2, 7, 40, 150])),
         top_p=data.draw(st.sampled_from([1.0, 1e-9, 0.1234, 0.5678, 0.9012, 0.99876])),
         min_p=data.draw(st.sampled_from([0.0, 0.0, 0.0123, 0.3456, 1.0])),
     )
-    maxima, largest = kernels.block_max(logits), float(logits.max())
-    for uniform in (0.0, 0.123456789, 0.5, 0.987654321, 1 - 2**-53):
-        ours = kernels.draw(logits, maxima, largest, cuts, uniform)
+    for uniform in (2e-6, 0.123456789, 0.5, 0.987654321, 1 - 2**-53):
+        ours = kernels.sample(logits, cuts, uniform)
         nearby = {
-            oracle.draw(logits, maxima, largest, replace(cuts, top_p=min(1.0, cuts.top_p * factor)), shifted)
+            oracle.sample(logits, replace(cuts, top_p=min(1.0, cuts.top_p * factor)), shifted)
             for factor in (1, 1 - 1e-6, 1 + 1e-6)
             for shifted in (uniform, max(0.0, uniform - 1e-6), min(1 - 2**-53, uniform + 1e-6))
         }
@@ -77,7 +75,7 @@ def test_draws_are_those_of_a_full_sort(kernels: LibrarySampling, data: st.DataO
 def test_forbidden_tokens_have_no_weight_at_all(kernels: LibrarySampling) -> None:
     logits = np.full(200, -math.inf, np.float32)
     logits[150] = 3
-    assert kernels.block_exp_sum(logits, 3.0, 1.0).tolist() == [0, 0, 1, 0]
+    assert kernels.block_exp_sum(logits, 3.0).tolist() == [0, 0, 1, 0]
 
 
 @pytest.mark.parametrize(

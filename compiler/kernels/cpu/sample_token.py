@@ -1,7 +1,8 @@
-"""Drawing a token: softmax at a temperature, cut down by top-k, top-p and min-p, in one kernel.
+"""Choosing a token in one kernel: the most likely one, or a draw from the softmax at a temperature, cut down by top-k,
+top-p and min-p.
 
-Logits become weights 2^((logit - largest) * scale), of which the largest is 1. The blocks' maxima and sums of weights
-(sampling.py) are known, so only blocks with likely tokens are looked at:
+Logits become weights 2^((logit - largest) * scale), of which the largest is 1. With the blocks' maxima and sums of
+weights (sampling.py) only blocks with likely tokens are looked at:
 
     collect     tokens with an exponent above a floor, in the order of their ids; the floor sinks until they suffice
     cut         the least weight that is still in is found by bisection of its bits: positive floats are ordered as
@@ -19,12 +20,13 @@ from tvm.tirx.script.builder import ir as T
 
 from ....runtime.artifact import SAMPLING_BLOCK
 from ..builder import kernel
+from .sampling import block_exp_sum, block_max, is_finite, is_nan, reduce_to_exp_sum, reduce_to_max
 from .vector import Expr, exp2, settled
 
 _ONE = 0x3F800000  # the bits of the largest weight
 _FIRST_FLOOR = -8.0  # exponents of 2: nearly all of the weight of most distributions is above it
 _LAST_FLOOR = -125.0  # exp2 goes no deeper: what is below has no weight
-SETTINGS = ("largest", "scale", "top_k", "top_p", "min_p", "least", "uniform")
+SETTINGS = ("scale", "top_k", "top_p", "min_p", "least", "uniform")
 
 
 class Cell:
@@ -116,46 +118,73 @@ class Candidates:
         return token
 
 
-def draw() -> tirx.PrimFunc:
-    """One token of a distribution.
+def sampling_kernels() -> dict[str, tirx.PrimFunc]:
+    """The functions that a library exports for the sampler, by name."""
+    return {"block_max": block_max(), "block_exp_sum": block_exp_sum(), "sample_token": sample_token()}
 
-    logits float32 [count]; maxima, sums float32 [blocks] of block_max and block_exp_sum; settings float64 [7]: see
-    `SETTINGS`; ids int32 [count] and weights float32 [count] are scratch; token int32 [1] is the result.
 
-    `scale` is log2(e) / temperature, `top_k` 0 for no such cut, `top_p` 1 for none, `min_p` 0 for none; `least` the
-    lowest exponent of 2 that can matter, log2(min_p) or -125; `uniform` in [0, 1).
+def sample_token() -> tirx.PrimFunc:
+    """One token: the most likely one, or one drawn.
+
+    logits float32 [count]; settings float64 [6]: see `SETTINGS`; scratch: maxima, sums float32 [blocks], ids int32
+    [count], weights float32 [count]; the results are token int32 [1] and the largest logit float32 [1]. Where that is
+    not finite, nothing is drawn and the token is the one that has it.
+
+    `scale` is log2(e) / temperature, 0 for the most likely token, `top_k` 0 for no such cut, `top_p` 1 for none,
+    `min_p` 0 for none; `least` the lowest exponent of 2 that can matter, log2(min_p) or -125; `uniform` in [0, 1).
     """
-    with kernel("draw") as k:
+    with kernel("sample_token") as k:
         count, blocks = T.int64(), T.int64()
         logits = k.input("logits", (count,), "float32", align=4)
-        maxima = k.input("maxima", (blocks,), "float32", align=4)
-        sums = k.input("sums", (blocks,), "float32", align=4)
         settings = k.input("settings", (len(SETTINGS),), "float64", align=8)
+        maxima, sums = (k.input(name, (blocks,), "float32", align=4) for name in ("maxima", "sums"))
         ids = k.input("ids", (count,), "int32", align=4)
         weights = k.input("weights", (count,), "float32", align=4)
-        token = k.input("token", (1,), "int32", align=4)
+        token, most = k.input("token", (1,), "int32", align=4), k.input("largest", (1,), "float32", align=4)
         with k.body():
             given = {name: settled(settings[i], "float64") for i, name in enumerate(SETTINGS)}
-            largest = settled(T.cast(given["largest"], "float32"), "float32")
-            scale = settled(T.cast(given["scale"], "float32"), "float32")
+            reduce_to_max(logits, maxima)
+            _most_likely(logits, maxima, token, most)
+            largest = settled(most[0], "float32")
+            with T.If(tirx.all(given["scale"] > 0, is_finite(largest))), T.Then():
+                scale = settled(T.cast(given["scale"], "float32"), "float32")
+                reduce_to_exp_sum(logits, largest, scale, sums)
+                total = Cell("float64", 0.0)
+                with T.serial(0, blocks) as block:
+                    total.add(sums[block])
 
-            def exponent(logit: Expr) -> Expr:
-                return settled((logit - largest) * scale, "float32")
+                def exponent(logit: Expr) -> Expr:
+                    return settled((logit - largest) * scale, "float32")
 
-            total = Cell("float64", 0.0)
-            with T.serial(0, blocks) as block:
-                total.add(sums[block])
-            is_cut = tirx.any(given["top_k"] > 0, given["top_p"] < 1, given["min_p"] > 0)
-            with T.If(is_cut):
-                with T.Then():
-                    candidates = Candidates(ids, weights)
-                    _collect(candidates, logits, maxima, exponent, given, total)
-                    _cut(candidates, given, total)
-                    chosen = candidates.choose(given["uniform"], T.cast(given["min_p"], "float32"))
-                    T.buffer_store(token, chosen.get(), [0])
-                with T.Else():
-                    _choose_of_all(logits, sums, exponent, given["uniform"] * total.get(), token)
+                with T.If(tirx.any(given["top_k"] > 0, given["top_p"] < 1, given["min_p"] > 0)):
+                    with T.Then():
+                        candidates = Candidates(ids, weights)
+                        _collect(candidates, logits, maxima, exponent, given, total)
+                        _cut(candidates, given, total)
+                        chosen = candidates.choose(given["uniform"], T.cast(given["min_p"], "float32"))
+                        T.buffer_store(token, chosen.get(), [0])
+                    with T.Else():
+                        _choose_of_all(logits, sums, exponent, given["uniform"] * total.get(), token)
     return k.function
+
+
+def _most_likely(logits, maxima, token, most) -> None:
+    """The first of the largest logits; a NaN is larger than all."""
+    count, blocks = logits.shape[0], maxima.shape[0]
+    best, value = Cell("int64", 0), Cell("float32", maxima[0])
+    with T.serial(1, blocks) as block:
+        other = T.bind(maxima[block])
+        is_larger = tirx.any(other > value.get(), is_nan(other))
+        with T.If(tirx.all(is_larger, tirx.Not(is_nan(value.get())))), T.Then():
+            best.set(block)
+            value.set(other)
+    T.buffer_store(most, value.get(), [0])
+    first = settled(best.get() * SAMPLING_BLOCK, "int64")
+    last = T.min(T.int64(SAMPLING_BLOCK), count - first)
+    with T.serial(0, last) as back:
+        place = T.bind(first + last - 1 - back)
+        with T.If(tirx.any(logits[place] == value.get(), is_nan(logits[place]))), T.Then():
+            T.buffer_store(token, T.cast(place, "int32"), [0])
 
 
 def _collect(candidates: Candidates, logits, maxima, exponent: Callable[[Expr], Expr], given, total: Cell) -> None:
