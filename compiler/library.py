@@ -10,8 +10,10 @@ from tvm import relax
 from .. import __version__
 from ..runtime.artifact import ChatConfig, KVCacheMetadata, LibraryMetadata, ParamMetadata, model_hash
 from ..runtime.errors import EngineError
+from .kernels.cache_kernels import CacheShape
 from .kernels.cpu.sample_token import sampling_kernels
 from .kernels.cpu.table import KernelTable
+from .kernels.kv_cache import PAGE_SIZE
 from .model.modules import Layers, assign_weights
 from .model.registry import get_architecture
 from .optimization import Optimization
@@ -71,33 +73,35 @@ def _trace(
     module, named_parameters = model.export_tvm(spec=model.specification())
     for name, function in {**layers.preprocs, **sampling_kernels()}.items():
         module[name] = function.with_attr("global_symbol", name)
-    metadata = _metadata(config, model_config, layers, target, named_parameters)
+    metadata = _metadata(config, model_config, model.cache.shape, target, named_parameters)
     bounds = {"seq_len": model_config.prefill_chunk_size, "batch_size": model_config.max_batch_size,
               "count": model_config.max_batch_size}  # fmt: skip
     return module, metadata, bounds, layers.table
 
 
-def _metadata(config: ChatConfig, model_config: Any, layers: Layers, target: CompileTarget,
+def _metadata(config: ChatConfig, model_config: Any, cache: CacheShape, target: CompileTarget,
               named_parameters: list[tuple[str, Any]]) -> LibraryMetadata:  # fmt: skip
     params: list[ParamMetadata] = [p.attrs["stored"].model_copy(update={"name": name}) for name, p in named_parameters]
     return LibraryMetadata(
         model_type=config.model_type,
         quantization=config.quantization,
         context_window_size=model_config.context_window_size,
-        # the cache keeps every token and sliding layers mask by position: no window for the runtime to move
+        # the cache keeps every token and sliding layers mask by position: nothing for a runtime to do
         sliding_window_size=-1,
         prefill_chunk_size=model_config.prefill_chunk_size,
         max_batch_size=model_config.max_batch_size,
         vocab_size=config.vocab_size,
         active_vocab_size=config.active_vocab_size or config.vocab_size,
         kv_cache=KVCacheMetadata(
-            num_hidden_layers=model_config.num_hidden_layers,
-            num_attention_heads=model_config.num_attention_heads,
-            num_key_value_heads=model_config.num_key_value_heads,
-            head_dim=model_config.head_dim,
-            dtype=layers.kv_dtype,
+            num_hidden_layers=cache.num_hidden_layers,
+            num_attention_heads=cache.num_attention_heads,
+            num_key_value_heads=cache.num_key_value_heads,
+            head_dim=cache.head_dim,
+            dtype=cache.dtype,
+            page_size=PAGE_SIZE,
         ),
         params=params,
+        interface="2",
         package_version=__version__,
         tvm_version=tvm.__version__,
         device=target.device,

@@ -148,21 +148,25 @@ class ParamMetadata(Record):
     preprocs: list[Preproc] = []
 
 
+KVDtype = Literal["float32", "float16", "int8"]
+
+
 class KVCacheMetadata(Record):
-    """Geometry of the paged KV cache. `dtype` is the storage type of keys and values."""
+    """Geometry of the paged KV cache, of which the runtime makes it. `dtype` is the storage type of keys and values;
+    int8 comes with a float32 scale for each row of `head_dim`."""
 
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    dtype: str = "float16"
+    dtype: KVDtype = "float16"
     page_size: int = 16
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes of keys and values that one token takes over all layers."""
-        itemsize = 4 if self.dtype == "float32" else 2
-        return self.num_hidden_layers * 2 * self.num_key_value_heads * self.head_dim * itemsize
+        row = {"float32": 4 * self.head_dim, "float16": 2 * self.head_dim, "int8": self.head_dim + 4}[self.dtype]
+        return self.num_hidden_layers * 2 * self.num_key_value_heads * row
 
 
 class LibraryMetadata(Record):
@@ -187,6 +191,7 @@ class LibraryMetadata(Record):
     params: list[ParamMetadata]
     memory_usage: dict[str, int] = {}
     # Ours:
+    interface: Literal["2"]  # how functions are called: 2 is a KV cache that the runtime keeps, as a tuple of tensors
     package_version: str
     tvm_version: str
     device: str  # the --device name, as "cpu"

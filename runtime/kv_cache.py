@@ -1,165 +1,231 @@
-"""The paged KV cache of TVM's runtime, with the bookkeeping that refuses what would overflow it.
+"""A paged KV cache: which pages belong to which sequence, and the tables by which kernels find them.
 
-TVM checks too, but in the middle of a change, which leaves the cache unusable; here everything is checked first.
+Keys and values of 16 tokens over all layers are a page. Sequences that begin alike share pages; one that writes to a
+shared page first takes a copy of it. The tensors are those that compiler/kernels/kv_cache.py describes.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from . import ffi
+from .artifact import KVCacheMetadata
 from .errors import EngineError
-from .library import Library
-from .tvm_runtime import global_function, one_line
+from .tvm_runtime import Arena, nbytes_of, tensor
+
+_MAX_SLOTS = 1 << 31  # slots are numbered with 32 bits
+IntArray = npt.NDArray[np.int32]
 
 
-@dataclass(frozen=True)
-class _Span:
-    """Where a sequence lies in its pages: pages of the sink, then those of the window, which begins at `offset`."""
+@dataclass(slots=True)
+class _Sequence:
+    """A sequence holds the pages `pages[:count]`, as many as its tokens take; there may be room for more numbers."""
 
-    held: int = 0  # tokens, at most the window
-    sink: int = 0  # of them, those at the beginning of the text; 0 as long as nothing has slid out
-    offset: int = 0
-
-    def pages(self, size: int) -> int:
-        """How many pages of `size` tokens that takes."""
-        return -(-(self.held - self.sink + self.offset) // size)
-
-    def slid(self, window: int, sink: int, size: int) -> "_Span":
-        """The same after what has left the window is gone, as TVM's `SlideWindowForSequence` does it."""
-        out = self.held - window
-        if out <= 0:
-            return self
-        start = replace(self, sink=sink, offset=sink) if sink and not self.sink else self
-        first, within = divmod(start.offset + out, size)
-        return _Span(window, start.sink, min(first, -(-start.sink // size)) * size + within)
+    length: int
+    pages: IntArray
+    count: int
 
 
 class KVCache:
-    """Sequences of keys and values in pages. `state` is what the library's functions take."""
+    """Sequences of keys and values in pages. Everything is checked before anything changes."""
 
-    def __init__(self, library: Library, *, max_num_sequence: int, max_total_sequence_length: int) -> None:
-        """Room for that many sequences with that many tokens in all. Raises EngineError when memory runs out."""
-        metadata = library.metadata
-        self.page_size = metadata.kv_cache.page_size
+    def __init__(
+        self, layout: KVCacheMetadata, *, max_num_sequence: int, max_total_sequence_length: int, max_new_tokens: int
+    ) -> None:
+        """Room for that many sequences with that many tokens in all, of which one forward pass takes
+        `max_new_tokens`. Memory is taken from the system when pages are first used. Raises EngineError when there is
+        not that much.
+        """
+        self.page_size = layout.page_size
         self.max_num_sequence = max_num_sequence
-        # A model's window counts the token that looks, TVM's only those that it looks back at. Within one prefill
-        # chunk TVM lets all tokens look back as far as the first one does, so long prompts see a little more.
-        self.window = metadata.sliding_window_size - 1 if metadata.sliding_window_size > 1 else None
-        self._sink = max(metadata.attention_sink_size, 0)
-        self._lengths: dict[int, int] = {}
-        self._spans: dict[int, _Span] = {}
-        self._forked: set[int] = set()
-        self._next = 0
-        self._shape = ffi.shape
-        limits = (
-            max_num_sequence,
-            max_total_sequence_length,
-            metadata.prefill_chunk_size,
-            self.page_size,
-            int(self.window is not None),
-        )
+        # each sequence may leave a part of its last page empty
+        self._num_pages = -(-max_total_sequence_length // self.page_size) + max_num_sequence - 1
+        self._sequences: dict[int, _Sequence] = {}
+        self._next = 1  # sequence number
+        self._free: list[int] = []
+        self._untouched = 0  # pages from here on have never been used
+        rows = max(max_new_tokens, max_num_sequence)
+        tables = [(rows,), (rows,), (max_num_sequence + 1,), (max_num_sequence + 1,),
+                  (max_num_sequence * self._num_pages,), (max_num_sequence,)]  # fmt: skip
+        rows_of_kv = (layout.num_hidden_layers, self._num_pages, 2, layout.num_key_value_heads, layout.page_size)
+        arrays: list[tuple[tuple[int, ...], str]] = [(shape, "int32") for shape in tables]
+        arrays.append(((*rows_of_kv, layout.head_dim), layout.dtype))
+        if layout.dtype == "int8":
+            arrays.append((rows_of_kv, "float32"))
         try:
-            self.state = library["create_tir_paged_kv_cache"](*(self._shape((limit,)) for limit in limits))
-        except Exception as error:
-            raise EngineError(f"a KV cache of {max_total_sequence_length} tokens failed: {one_line(error)}") from None
-        names = ("add_sequence", "fork_sequence", "remove_sequence", "popn", "begin_forward", "end_forward")
-        self._call = {name: global_function(f"vm.builtin.kv_state_{name}") for name in names}
-        self._available_pages = global_function("vm.builtin.attention_kv_cache_get_num_available_pages")
-        self._enable_window = global_function("vm.builtin.attention_kv_cache_enable_sliding_window_for_seq")
+            if self._num_pages * self.page_size >= _MAX_SLOTS:
+                raise EngineError(f"at most {_MAX_SLOTS - 1} can be numbered")
+            arena = Arena(sum(Arena.room(nbytes_of(shape, dtype)) for shape, dtype in arrays))
+            self._owners = np.zeros(self._num_pages, np.int32)  # how many sequences hold a page
+        except (EngineError, MemoryError) as error:
+            raise EngineError(f"a KV cache of {max_total_sequence_length} tokens failed: {error}") from None
+        made = [arena.array(shape, np.dtype(dtype)) for shape, dtype in arrays]
+        self._positions, self._slots, self._query_starts, self._page_starts, self._pages, self._lengths = made[:6]
+        self._stored = made[6:]
+        self._fixed = [tensor(array) for array in self._stored]
+        self._pages_tensor = tensor(self._pages)
+        self._arguments: dict[int, Any] = {}
+        self._table_of: list[int] = []  # the sequences whose pages `_pages` lists
 
     def length(self, sequence: int) -> int:
-        """Tokens that a sequence has taken; with a sliding window, more than the cache still holds."""
-        try:
-            return self._lengths[sequence]
-        except KeyError:
-            raise EngineError(f"sequence {sequence} is not in the KV cache") from None
+        """Tokens of a sequence."""
+        return self._get(sequence).length
 
     def available_tokens(self) -> int:
         """Tokens for which there are free pages, if one sequence took them all."""
-        return int(self._available_pages(self.state)) * self.page_size
+        return self._free_pages() * self.page_size
 
     def add(self) -> int:
         """A new, empty sequence. Raises EngineError when all are taken."""
-        sequence = self._new_id()
-        self._call["add_sequence"](self.state, sequence)
-        if self.window is not None:
-            self._enable_window(self.state, sequence, self.window, self._sink)
-        self._lengths[sequence] = 0
-        self._spans[sequence] = _Span()
-        return sequence
+        return self._add(_Sequence(0, np.empty(8, np.int32), 0))
 
     def fork(self, parent: int, position: int) -> int:
         """A new sequence that shares the first `position` tokens of `parent`; both can go on."""
-        if not 0 <= position <= self.length(parent):
-            raise EngineError(f"sequence {parent} has {self.length(parent)} tokens; it cannot be forked at {position}")
-        if self.window is not None:
-            raise EngineError(f"sequence {parent} has a sliding window of {self.window}; it cannot be forked")
-        self._check_pages(1)  # a page that the two share in part is copied
-        sequence = self._new_id()
-        self._call["fork_sequence"](self.state, parent, sequence, position)
-        self._lengths[sequence] = position
-        self._spans[sequence] = _Span(position)
-        self._forked |= {parent, sequence}
+        source = self._get(parent)
+        if not 0 <= position <= source.length:
+            raise EngineError(f"sequence {parent} has {source.length} tokens; it cannot be forked at {position}")
+        count = -(-position // self.page_size)
+        sequence = self._add(_Sequence(position, source.pages[:count].copy(), count))
+        self._owners[source.pages[:count]] += 1
         return sequence
 
     def remove(self, sequence: int) -> None:
-        """Forget a sequence; its pages are free again."""
-        self.length(sequence)
-        self._call["remove_sequence"](self.state, sequence)
-        del self._lengths[sequence], self._spans[sequence]
-        self._forked.discard(sequence)
+        """Forget a sequence; the pages that were its own are free again."""
+        self._drop(self._get(sequence), 0)
+        del self._sequences[sequence]
+        self._table_of = []
 
     def pop(self, sequence: int, count: int) -> None:
         """Take the last `count` tokens back."""
-        if not 0 <= count <= self.length(sequence):
-            raise EngineError(f"sequence {sequence} has {self.length(sequence)} tokens; {count} cannot be taken back")
-        if not self.can_rewind(sequence):
-            raise EngineError(f"sequence {sequence} has left its sliding window of {self.window}; it cannot go back")
-        if sequence in self._forked:
-            self._check_pages(1)  # a page that is shared in part is copied
-        self._call["popn"](self.state, sequence, count)
-        self._lengths[sequence] -= count
-        self._spans[sequence] = _Span(self._lengths[sequence])
+        entry = self._get(sequence)
+        if not 0 <= count <= entry.length:
+            raise EngineError(f"sequence {sequence} has {entry.length} tokens; {count} cannot be taken back")
+        entry.length -= count
+        self._drop(entry, -(-entry.length // self.page_size))
+        self._table_of = []
 
-    def can_rewind(self, sequence: int) -> bool:
-        """Whether tokens can be taken back: not after the sliding window has dropped some."""
-        return self.window is None or self.length(sequence) <= self.window
+    def begin_forward(self, sequences: Sequence[int], counts: Sequence[int]) -> Any:
+        """Append `counts[i]` tokens to `sequences[i]`, which the forward pass that gets the result will store.
 
-    def begin_forward(self, sequences: list[int], counts: list[int]) -> None:
-        """Make room for `counts[i]` more tokens in `sequences[i]`. Raises EngineError when the pages do not suffice."""
+        Returns the tensors of the cache, as the library's functions take them; they are valid until the next call.
+        Raises EngineError when the pages do not suffice.
+        """
         self.require_room(sequences, counts)
-        self._call["begin_forward"](self.state, self._shape(tuple(sequences)), self._shape(tuple(counts)))
-        for sequence, count in zip(sequences, counts, strict=True):
-            self._spans[sequence] = self._grown(sequence, count)
-            self._lengths[sequence] += count
+        start = 0
+        for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
+            entry = self._sequences[sequence]
+            before = entry.length
+            entry.length = after = before + count
+            self._make_writable(entry, before)
+            if count == 1:
+                self._positions[start] = before
+                self._slots[start] = entry.pages[entry.count - 1] * self.page_size + before % self.page_size
+            else:
+                positions = np.arange(before, after, dtype=np.int32)
+                own = slice(start, start + count)
+                self._positions[own] = positions
+                self._slots[own] = entry.pages[positions // self.page_size] * self.page_size
+                self._slots[own] += positions % self.page_size
+            start += count
+            self._query_starts[row + 1] = start
+            self._lengths[row] = after
+        self._list_pages(sequences)
+        return self._tensors(start, len(sequences))
 
-    def end_forward(self) -> None:
-        """The forward pass that `begin_forward` announced is complete."""
-        self._call["end_forward"](self.state)
-
-    def require_room(self, sequences: list[int], counts: list[int]) -> None:
+    def require_room(self, sequences: Sequence[int], counts: Sequence[int]) -> None:
         """Raise EngineError unless every `sequences[i]` can take `counts[i]` more tokens."""
-        self._check_pages(sum(map(self.pages_needed, sequences, counts)))
-
-    def pages_needed(self, sequence: int, count: int) -> int:
-        """Free pages that `count` more tokens of a sequence take."""
-        self.length(sequence)
-        before, after = self._spans[sequence], self._grown(sequence, count)
-        return max(0, after.pages(self.page_size) - before.pages(self.page_size))
-
-    def _grown(self, sequence: int, count: int) -> _Span:
-        span = self._spans[sequence]
-        span = replace(span, held=span.held + count)
-        return span if self.window is None else span.slid(self.window, self._sink, self.page_size)
-
-    def _check_pages(self, count: int) -> None:
-        free = int(self._available_pages(self.state))
-        if count > free:
+        needed, free = sum(map(self.pages_needed, sequences, counts)), self._free_pages()
+        if needed > free:
             raise EngineError(
-                f"the KV cache is full: {free * self.page_size} tokens are free, {count * self.page_size} are needed"
+                f"the KV cache is full: {free * self.page_size} tokens are free, {needed * self.page_size} are needed"
             )
 
-    def _new_id(self) -> int:
-        if len(self._lengths) >= self.max_num_sequence:
+    def pages_needed(self, sequence: int, count: int) -> int:
+        """Free pages that `count` more tokens of a sequence take; one may be for the copy of a shared page."""
+        entry = self._get(sequence)
+        if not count:
+            return 0
+        shared = entry.length % self.page_size and self._owners[entry.pages[entry.count - 1]] > 1
+        return -(-(entry.length + count) // self.page_size) - entry.count + bool(shared)
+
+    def _get(self, sequence: int) -> _Sequence:
+        try:
+            return self._sequences[sequence]
+        except KeyError:
+            raise EngineError(f"sequence {sequence} is not in the KV cache") from None
+
+    def _add(self, entry: _Sequence) -> int:
+        if len(self._sequences) >= self.max_num_sequence:
             raise EngineError(f"all {self.max_num_sequence} sequences of the KV cache are in use")
+        sequence = self._next
         self._next += 1
-        return self._next
+        self._sequences[sequence] = entry
+        return sequence
+
+    def _free_pages(self) -> int:
+        return self._num_pages - self._untouched + len(self._free)
+
+    def _take_page(self) -> int:
+        """A free page, one whose memory is there already if possible."""
+        if self._free:
+            page = self._free.pop()
+        else:
+            page = self._untouched
+            self._untouched += 1
+        self._owners[page] = 1
+        return page
+
+    def _make_writable(self, entry: _Sequence, start: int) -> None:
+        """Give a sequence pages of its own for its tokens from `start` on."""
+        index = start // self.page_size
+        if index < entry.count and entry.length > start and self._owners[entry.pages[index]] > 1:
+            old, new = int(entry.pages[index]), self._take_page()
+            for stored in self._stored:
+                stored[:, new] = stored[:, old]
+            self._owners[old] -= 1
+            entry.pages[index] = new
+            self._table_of = []
+        wanted = -(-entry.length // self.page_size)
+        if wanted > entry.count:
+            if wanted > entry.pages.size:
+                larger = np.empty(2 * wanted, np.int32)
+                larger[: entry.count] = entry.pages[: entry.count]
+                entry.pages = larger
+            for place in range(entry.count, wanted):
+                entry.pages[place] = self._take_page()
+            entry.count = wanted
+            self._table_of = []
+
+    def _drop(self, entry: _Sequence, keep: int) -> None:
+        """Give up all pages of a sequence but the first `keep`."""
+        pages = entry.pages[keep : entry.count]
+        self._owners[pages] -= 1
+        self._free.extend(pages[self._owners[pages] == 0][::-1].tolist())
+        entry.count = keep
+
+    def _list_pages(self, sequences: Sequence[int]) -> None:
+        """Write the pages of `sequences` to the table, unless they are there."""
+        if self._table_of == sequences:
+            return
+        start = 0
+        for row, sequence in enumerate(sequences):
+            entry = self._sequences[sequence]
+            end = start + entry.count
+            self._pages[start:end] = entry.pages[: entry.count]
+            self._page_starts[row + 1] = start = end
+        self._table_of = list(sequences)
+
+    def _tensors(self, tokens: int, sequences: int) -> Any:
+        """The tensors of a pass over so many tokens and sequences; those of decoding are kept."""
+        if tokens == sequences and tokens in self._arguments:
+            return self._arguments[tokens]
+        views = [self._positions[:tokens], self._slots[:tokens], self._query_starts[: sequences + 1],
+                 self._page_starts[: sequences + 1], self._lengths[:sequences]]  # fmt: skip
+        tables = [tensor(view) for view in views]
+        arguments = ffi.array([*tables[:4], self._pages_tensor, tables[4], *self._fixed])
+        if tokens == sequences:
+            self._arguments[tokens] = arguments
+        return arguments

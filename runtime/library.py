@@ -21,7 +21,6 @@ FUNCTIONS = (
     "batch_prefill",
     "batch_decode",
     "batch_verify",
-    "create_tir_paged_kv_cache",
     "set_num_threads",
     "block_max",
     "block_exp_sum",

@@ -33,8 +33,6 @@ class LanguageModel(Protocol):
     def fork_sequence(self, parent: int, position: int) -> int: ...
     def remove_sequence(self, sequence: int) -> None: ...
     def pop(self, sequence: int, count: int) -> None: ...
-    def can_fork(self) -> bool: ...
-    def can_rewind(self, sequence: int) -> bool: ...
     def has_room(self, sequence: int, count: int) -> bool: ...
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Logits: ...
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits: ...
@@ -54,7 +52,7 @@ class Model:
         self._params = params
         self._cache = cache
         self._functions = {name: library[name] for name in ("embed", "prefill", "decode", "batch_decode")}
-        self._chunk = min(metadata.prefill_chunk_size, cache.window or metadata.prefill_chunk_size)
+        self._chunk = metadata.prefill_chunk_size
         # Kernels read aligned memory only, which a fresh numpy array is not.
         room = max(self._chunk, cache.max_num_sequence)
         self._token_buffer = Arena(4 * room + ALIGNMENT).array((room,), np.dtype(np.int32))
@@ -82,12 +80,14 @@ class Model:
         if isinstance(library, Path):
             library = Library.load(library, config=config)
         params = load_parameters(library, folder, progress, reading)
-        cache = KVCache(library, max_num_sequence=max_num_sequence, max_total_sequence_length=max_total_sequence_length)
-        # With a sliding window old tokens leave the cache, and a text has no end unless the config sets one.
-        window = library.metadata.context_window_size if library.metadata.context_window_size > 0 else 1 << 30
-        if cache.window is None or max_total_sequence_length <= cache.window:
-            window = min(window, max_total_sequence_length)
-        return cls(library, params, cache, window)
+        metadata = library.metadata
+        cache = KVCache(
+            metadata.kv_cache,
+            max_num_sequence=max_num_sequence,
+            max_total_sequence_length=max_total_sequence_length,
+            max_new_tokens=metadata.prefill_chunk_size,
+        )
+        return cls(library, params, cache, min(metadata.context_window_size, max_total_sequence_length))
 
     def add_sequence(self) -> int:
         """A new, empty sequence. Raises EngineError when all are taken."""
@@ -104,14 +104,6 @@ class Model:
     def pop(self, sequence: int, count: int) -> None:
         """Take the last `count` tokens of a sequence back."""
         self._cache.pop(sequence, count)
-
-    def can_fork(self) -> bool:
-        """Whether sequences can share tokens: not with a sliding window."""
-        return self._cache.window is None
-
-    def can_rewind(self, sequence: int) -> bool:
-        """Whether tokens can be taken back: not after the sliding window has dropped some."""
-        return self._cache.can_rewind(sequence)
 
     def available_tokens(self) -> int:
         """Tokens for which the cache has room, if one sequence took them all."""
@@ -156,13 +148,12 @@ class Model:
         count = len(tokens)
         self._token_buffer[:count] = tokens
         ids = self._token_buffer[:count]
-        self._cache.begin_forward(sequences, [count // len(sequences)] * len(sequences))
+        state = self._cache.begin_forward(sequences, [count // len(sequences)] * len(sequences))
         try:
             embeds = self._functions["embed"](tensor(ids), self._params)
             shape = (count, 1) if "decode" in name else (1, count)
             embeds = view(embeds, (*shape, embeds.shape[-1]))
-            logits = self._functions[name](embeds, self._cache.state, self._params)[0]
-            self._cache.end_forward()
+            logits = self._functions[name](embeds, state, self._params)
             return np.asarray(np.from_dlpack(logits), np.float32)
         except BaseException as error:
             for sequence in sequences:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from .errors import EngineError
 from .model import LanguageModel, Logits
 
-# Attention over a text that is shared between sequences takes a second pass, which short ones do not earn back.
-MIN_SHARED_TOKENS = 64
+# What is shared in part only is copied; below a page of the KV cache that would be all.
+MIN_SHARED_TOKENS = 16
 
 
 @dataclass(eq=False)
@@ -87,13 +87,13 @@ class PrefixCache:
         common = {entry: _common_length(entry.tokens, tokens[:-1]) for entry in self._entries}
         idle = [entry for entry in self._entries if entry.lease is None]
         best = max(idle, key=lambda entry: (common[entry], -entry.last_use), default=None)
-        if best is not None and 0 < len(best.tokens) <= 2 * common[best] and self._rewind(best, common[best]):
-            return best
+        if best is not None and 0 < len(best.tokens) <= 2 * common[best]:
+            return self._rewind(best, common[best])
         if len(self._entries) < self._model.max_num_sequence:
             return self._share(common) or self._add()
-        if best is not None and self._rewind(best, common[best]):
-            return best
-        self._remove(best or self._least_useful(None))
+        if best is not None:
+            return self._rewind(best, common[best])
+        self._remove(self._least_useful(None))
         return self._add()
 
     def _add(self) -> _Entry:
@@ -104,27 +104,18 @@ class PrefixCache:
     def _share(self, common: dict[_Entry, int]) -> _Entry | None:
         """A new sequence on the longest beginning that another one has, None where that is not worth it."""
         parent = max(common, key=common.__getitem__, default=None)
-        if parent is None or common[parent] < MIN_SHARED_TOKENS or not self._model.can_fork():
+        if parent is None or common[parent] < MIN_SHARED_TOKENS:
             return None
-        try:
-            sequence = self._model.fork_sequence(parent.sequence, common[parent])
-        except EngineError:  # no page is left for the copy
-            return None
+        sequence = self._model.fork_sequence(parent.sequence, common[parent])
         entry = _Entry(sequence, parent.tokens[: common[parent]], None)
         self._entries.append(entry)
         return entry
 
-    def _rewind(self, entry: _Entry, length: int) -> bool:
-        """Take a sequence back to its first `length` tokens; False where it cannot go back."""
-        count = len(entry.tokens) - length
-        if count and not self._model.can_rewind(entry.sequence):
-            return False
-        try:
-            self._model.pop(entry.sequence, count)
-        except EngineError:  # no page is left for the copy of a shared one
-            return False
+    def _rewind(self, entry: _Entry, length: int) -> _Entry:
+        """A sequence, taken back to its first `length` tokens."""
+        self._model.pop(entry.sequence, len(entry.tokens) - length)
         del entry.tokens[length:]
-        return True
+        return entry
 
     def _least_useful(self, keep: _Entry | None) -> _Entry:
         others = (entry for entry in self._entries if entry is not keep)

@@ -103,15 +103,14 @@ def measure_decode(
     warm_up = min(generate, _WARM_UP_STEPS)
     sequences = _filled(model, batch_size, depth)
     _timed_steps(model, sequences, warm_up)
-    sequences = _rewound(model, sequences, warm_up)
+    _rewind(model, sequences, warm_up)
     seconds, percent = [], []
     for _ in range(rounds):
-        sequences = sequences or _filled(model, batch_size, depth)
         before = read_rate()
         taken = _timed_steps(model, sequences, generate)
         seconds.append(taken / generate)
         percent.append(100 * step_bytes * generate / taken / ((before + read_rate()) / 2))
-        sequences = _rewound(model, sequences, generate)
+        _rewind(model, sequences, generate)
     for sequence in sequences:
         model.remove_sequence(sequence)
     return DecodeResult(
@@ -156,12 +155,7 @@ def _timed_steps(model: LanguageModel, sequences: list[int], steps: int) -> floa
     return perf_counter() - begin
 
 
-def _rewound(model: LanguageModel, sequences: list[int], steps: int) -> list[int]:
-    """The sequences as they were before; none where a sliding window has dropped what they held."""
-    if all(map(model.can_rewind, sequences)):
-        for sequence in sequences:
-            model.pop(sequence, steps)
-        return sequences
+def _rewind(model: LanguageModel, sequences: list[int], steps: int) -> None:
+    """Leave the sequences as they were before."""
     for sequence in sequences:
-        model.remove_sequence(sequence)
-    return []
+        model.pop(sequence, steps)

@@ -27,6 +27,10 @@ class Kernel:
         IRBuilder.name(name, buffer)
         return buffer
 
+    def scalar(self, name: str, dtype: str):
+        """Declare the next argument: a number."""
+        return T.arg(name, getattr(T, dtype)())
+
     def body(self):
         """The block that holds the statements. Bare loops would crash the default Relax pipeline."""
         return T.sblock("root")

@@ -1,22 +1,34 @@
-"""Creates TVM's paged KV cache with our kernels, inside the function that a model exports for it.
+"""The paged KV cache as a model sees it while it is traced: tensors, and the kernel that reads and writes them.
 
-The runtime object is src/runtime/vm/paged_kv_cache.cc; its constructor takes 28 arguments by position.
+The runtime owns the memory and the page tables (runtime/kv_cache.py) and hands both to every forward function. With n
+new tokens of b sequences:
+
+    positions     int32 [n]       position of each new token in its sequence
+    slots         int32 [n]       page * PAGE_SIZE + offset where its key and value are stored
+    query_starts  int32 [b + 1]   the new tokens of sequence i are query_starts[i] .. query_starts[i + 1]
+    page_starts   int32 [b + 1]   the pages of sequence i are pages[page_starts[i] .. page_starts[i + 1]]
+    pages         int32 [any]     page numbers
+    lengths       int32 [b]       tokens of each sequence, the new ones included
+    kv            [layers, num_pages, 2, kv_heads, PAGE_SIZE, head_dim]   keys at index 0 of the third axis, values at 1
+    kv_scales     float32 [layers, num_pages, 2, kv_heads, PAGE_SIZE]     only where kv is int8: the factor of each row
+
+Keys are stored rotated. A page may belong to several sequences that begin alike.
 """
+# mypy: disable-error-code="misc,no-any-return"
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, replace
 from typing import Any
 
-import tvm
-from tvm import relax, tirx
-from tvm.relax.frontend.nn.llm.kv_cache import AttnKind, PagedKVCache, RopeMode
+from tvm import tirx
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn import Tensor, op
 
 from ...runtime.errors import UsageError
-from ..model.rope import RopeParameters
 from ..target.target import CompileTarget
-from .cache_kernels import CacheKernels, CacheShape, LayerKind
+from .cache_kernels import CacheKernels, CacheShape
 
-__all__ = ["PagedKVCache", "create_paged_kv_cache"]
+PAGE_SIZE = 16
 
 
 def _cpu_kernels(cache: CacheShape, target: CompileTarget) -> CacheKernels:
@@ -30,92 +42,59 @@ def _cpu_kernels(cache: CacheShape, target: CompileTarget) -> CacheKernels:
 _KERNELS: dict[str, Callable[[CacheShape, CompileTarget], CacheKernels]] = {"llvm": _cpu_kernels}
 
 
-def create_paged_kv_cache(
-    max_batch_size: tirx.Var,
-    max_total_seq_len: tirx.Var,
-    prefill_chunk_size: tirx.Var,
-    page_size: tirx.Var,
-    support_sliding_window: tirx.Var,
-    *,
-    num_hidden_layers: int,
-    num_attention_heads: int,
-    num_key_value_heads: int,
-    head_dim: int,
-    rope: RopeParameters,
-    dtype: str,
-    target: CompileTarget,
-    layer_kinds: Sequence[LayerKind] | None = None,
-    layer_sliding_window_size: int = 1024,
-    name: str = "paged_kv_cache",
-) -> PagedKVCache:
-    """Emit the creation of a cache into the current BlockBuilder and return it.
+class CacheSpec:
+    """The cache of one model: its shape, and the kernels of its layers, made once for each kind of layer."""
 
-    `dtype` is that of q, k, v, the pages and the attention output. `page_size` must be 16 when the function runs.
-    `support_sliding_window` = 1 makes the whole cache forget what leaves a sequence's window (positions then count from
-    the window's start, as in StreamingLLM). A layer of kind "mha_sliding" keeps everything but sees only the last
-    `layer_sliding_window_size` keys, as transformers defines `sliding_window`; with such layers the former is off.
-    """
-    kind = target.attributes["kind"]
-    if kind not in _KERNELS:
-        raise UsageError(f"no attention kernels for target {kind!r}: expected one of {', '.join(_KERNELS)}")
-    kinds = list(layer_kinds or ["mha"] * num_hidden_layers)
-    slides = "mha_sliding" in kinds
-    cache = CacheShape(
-        num_hidden_layers=num_hidden_layers,
-        num_attention_heads=num_attention_heads,
-        num_key_value_heads=num_key_value_heads,
-        head_dim=head_dim,
-        rope=rope,
-        dtype=dtype,
-        window=layer_sliding_window_size,
-        every_layer_slides="mha" not in kinds,
-    )
-    if "mha" not in kinds:
-        kinds.append("mha")  # belongs to no layer: the runtime allocates its q, k, v buffers only if it finds the kind
-    kernels = _KERNELS[kind](cache, target)
-    builder = relax.BlockBuilder.current()
-    functions = {
-        field.name: builder.add_func(_named(getattr(kernels, field.name), field.name), field.name)
-        for field in fields(kernels)
-    }
+    def __init__(self, cache: CacheShape, target: CompileTarget) -> None:
+        kind = target.attributes["kind"]
+        if kind not in _KERNELS:
+            raise UsageError(f"no attention kernels for target {kind!r}: expected one of {', '.join(_KERNELS)}")
+        self.shape, self._target, self._make = cache, target, _KERNELS[kind]
+        self._kernels: dict[int | None, CacheKernels] = {}
 
-    def backend(kernel: str) -> relax.Tuple:
-        return relax.Tuple([tvm.ir.StringImm("tirx"), functions[kernel]])
+    def kernels(self, window: int | None) -> CacheKernels:
+        """The kernels of layers whose queries see the last `window` keys; None: all keys."""
+        if window not in self._kernels:
+            self._kernels[window] = self._make(replace(self.shape, window=window), self._target)
+        return self._kernels[window]
 
-    window = [0 if slides else support_sliding_window, layer_sliding_window_size]
-    arguments = [
-        relax.ShapeExpr([max_batch_size, max_total_seq_len, prefill_chunk_size, page_size, *window]),
-        relax.ShapeExpr([0, num_hidden_layers]),  # the layers of each pipeline stage: one stage
-        relax.prim_value(num_attention_heads),
-        relax.prim_value(num_key_value_heads),
-        relax.prim_value(head_dim),
-        relax.prim_value(head_dim),
-        relax.ShapeExpr([int(AttnKind[kind.upper()]) for kind in kinds]),
-        relax.prim_value(False),  # disaggregation
-        relax.prim_value(int(RopeMode.NORMAL)),
-        relax.prim_value(1.0),  # scale and theta of RoPE: handed to our kernels, which have tables instead
-        relax.prim_value(float(rope.theta)),
-        relax.prim_value(0),  # extension factors of RoPE
-        relax.op.zeros((), dtype),  # tells the runtime the storage type
-        functions["transpose_append"],
-        relax.prim_value(0),  # latent attention (MLA)
-        backend("prefill_ragged"),
-        backend("prefill_paged"),
-        backend("decode_paged"),
-        backend("prefill_sliding"),
-        backend("decode_sliding"),
-        relax.Tuple([]),  # token trees over pages
-        relax.Tuple([]),  # token trees over new tokens
-        relax.Tuple([]),  # latent attention
-        relax.Tuple([functions["merge_state_inplace"]]),
-        functions["split_rotary"],
-        functions["copy_single_page"],
-        functions["debug_get_kv"],
-        functions["compact_kv_copy"],
-    ]
-    create = "vm.builtin.paged_attention_kv_cache_create"
-    return PagedKVCache(_expr=relax.call_pure_packed(create, *arguments, ty_args=relax.AnyType()), _name=name)
+    def specification(self, tokens: int | str, sequences: int | str) -> list[Any]:
+        """The tensors above as an argument of an exported function, for so many new tokens and sequences."""
+        cache = self.shape
+        starts = sequences + 1 if isinstance(sequences, int) else f"{sequences}_and_end"
+        layout = [cache.num_hidden_layers, "num_pages", 2, cache.num_key_value_heads, PAGE_SIZE]
+        tables = [[tokens], [tokens], [starts], [starts], ["used_pages"], [sequences]]
+        tensors = [nn.spec.Tensor(shape, "int32") for shape in tables]
+        tensors.append(nn.spec.Tensor([*layout, cache.head_dim], cache.dtype))
+        if cache.dtype == "int8":
+            tensors.append(nn.spec.Tensor(layout, "float32"))
+        return tensors
 
 
-def _named(kernel: Any, name: str) -> Any:
-    return kernel.with_attr("global_symbol", name)
+@dataclass(frozen=True)
+class PagedKVCache:
+    """The tensors of one forward pass, in the order in which kernels take them."""
+
+    spec: CacheSpec
+    tensors: Sequence[Tensor]
+    decodes: bool  # every sequence has exactly one new token
+
+    def attention(self, layer: int, qkv: Tensor, window: int | None = None) -> Tensor:
+        """Attention of the new tokens, whose keys and values are stored on the way.
+
+        qkv float32 [batch, seq, (heads + 2 x kv_heads) x head_dim], not rotated -> [batch, seq, heads x head_dim]
+        float32. `window`: how many keys a query sees, its own among them; None: all.
+
+        The kernel writes to kv, which Relax takes for an input that it only reads. That is safe: a layer reads only
+        what it stored itself, in this call or in earlier forward passes, and its output is always used.
+        """
+        batch, seq, fused = qkv.shape
+        kernels, shape = self.spec.kernels(window), self.spec.shape
+        width = shape.num_attention_heads * shape.head_dim
+        arguments: list[Any] = [tirx.const(layer, "int64"), *self.tensors]
+        if self.decodes:
+            out = Tensor.placeholder((batch, 1, width), "float32")
+            return op.tensor_ir_op(kernels.decode_attention, "decode_attention", [qkv, *arguments], out)
+        rows, out = op.reshape(qkv, (seq, fused)), Tensor.placeholder((seq, width), "float32")
+        attended = op.tensor_ir_op(kernels.prefill_attention, "prefill_attention", [rows, *arguments], out)
+        return op.reshape(attended, (batch, seq, width))

@@ -3,22 +3,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from tvm import tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
+from ..kernels.cache_kernels import CacheShape
 from ..kernels.cpu.layers import last_row, select_rows
-from ..kernels.kv_cache import PagedKVCache
+from ..kernels.kv_cache import CacheSpec, PagedKVCache
 from .modules import Layers
 
 
 class CausalLM(nn.Module):
-    """Base of every decoder-only model. A subclass brings `embed`, `hidden_states`, `logits` and the cache."""
+    """Base of every decoder-only model. A subclass brings `embed`, `hidden_states` and `logits`.
+
+    The `kv_cache` of the exported functions is the tuple of tensors that kernels/kv_cache.py describes.
+    """
 
     def __init__(self, config: Any, layers: Layers) -> None:
         self.config, self.layers = config, layers
+        cache = CacheShape(
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.rope,
+            layers.kv_dtype,
+        )
+        self.cache = CacheSpec(cache, layers.target)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token ids int32 [seq] -> embeddings [seq, hidden]."""
@@ -32,71 +45,55 @@ class CausalLM(nn.Module):
         """Hidden states [batch, seq, hidden] -> float32 logits [batch, seq, vocab]."""
         raise NotImplementedError
 
-    def create_tir_paged_kv_cache(self, max_batch_size: tirx.Var, max_total_seq_len: tirx.Var,
-                                  prefill_chunk_size: tirx.Var, page_size: tirx.Var,
-                                  support_sliding_window: tirx.Var) -> PagedKVCache:  # fmt: skip
-        """The paged KV cache that all forward functions take."""
-        raise NotImplementedError
-
-    def prefill(self, input_embeds: Tensor, kv_cache: PagedKVCache) -> tuple[Tensor, PagedKVCache]:
+    def prefill(self, input_embeds: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
         """One sequence: [1, seq, hidden] -> logits of the last position [1, 1, vocab]."""
-        hidden = self.hidden_states(input_embeds, kv_cache)
+        hidden = self._hidden_states(input_embeds, kv_cache)
         features = hidden.shape[2]
         kernel = self.layers.kernel(("last_row", features), last_row, features)
         last = op.tensor_ir_op(kernel, "last_row", [hidden], Tensor.placeholder((1, 1, features), "float32"))
-        return self.logits(last), kv_cache
+        return self.logits(last)
 
-    def decode(self, input_embeds: Tensor, kv_cache: PagedKVCache) -> tuple[Tensor, PagedKVCache]:
+    def decode(self, input_embeds: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
         """One sequence, one token: [1, 1, hidden] -> logits [1, 1, vocab]."""
-        return self.logits(self.hidden_states(input_embeds, kv_cache)), kv_cache
+        return self.batch_decode(input_embeds, kv_cache)
 
-    def batch_prefill(
-        self, input_embeds: Tensor, logit_positions: Tensor, kv_cache: PagedKVCache
-    ) -> tuple[Tensor, PagedKVCache]:
+    def batch_prefill(self, input_embeds: Tensor, logit_positions: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
         """Several sequences end to end [1, total, hidden], int32 [count] -> logits [1, count, vocab]."""
-        hidden = self.hidden_states(input_embeds, kv_cache)
+        hidden = self._hidden_states(input_embeds, kv_cache)
         features = hidden.shape[2]
         kernel = self.layers.kernel(("select_rows", features), select_rows, features)
         out = Tensor.placeholder((1, logit_positions.shape[0], features), "float32")
         selected = op.tensor_ir_op(kernel, "select_rows", [hidden, logit_positions], out)
-        return self.logits(selected), kv_cache
+        return self.logits(selected)
 
-    def batch_decode(self, input_embeds: Tensor, kv_cache: PagedKVCache) -> tuple[Tensor, PagedKVCache]:
+    def batch_decode(self, input_embeds: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
         """One token of each sequence: [batch, 1, hidden] -> logits [batch, 1, vocab]."""
-        return self.decode(input_embeds, kv_cache)
+        return self.logits(self._hidden_states(input_embeds, kv_cache, decodes=True))
 
-    def batch_verify(self, input_embeds: Tensor, kv_cache: PagedKVCache) -> tuple[Tensor, PagedKVCache]:
+    def batch_verify(self, input_embeds: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
         """Logits of every position: [1, total, hidden] -> [1, total, vocab]."""
-        return self.decode(input_embeds, kv_cache)
+        return self.logits(self._hidden_states(input_embeds, kv_cache))
+
+    def _hidden_states(self, input_embeds: Tensor, kv_cache: Sequence[Tensor], decodes: bool = False) -> Tensor:
+        return self.hidden_states(input_embeds, PagedKVCache(self.cache, kv_cache, decodes))
 
     def specification(self) -> dict[str, Any]:
         """Argument shapes of the exported functions, for `export_tvm`."""
         hidden, dtype = self.config.hidden_size, self.layers.target.activation_dtype
         packed = {"param_mode": "packed", "effect_mode": "none"}
-        cache = nn.spec.Object(object_type=PagedKVCache)
 
-        def embeds(batch: int | str, seq: int | str) -> Any:
-            return nn.spec.Tensor([batch, seq, hidden], dtype)
+        def forward(batch: int | str, seq: int | str, sequences: int | str, **others: Any) -> dict[str, Any]:
+            tokens = batch if seq == 1 else seq
+            embeds = nn.spec.Tensor([batch, seq, hidden], dtype)
+            return {
+                "input_embeds": embeds, **others, "kv_cache": self.cache.specification(tokens, sequences), "$": packed
+            }  # fmt: skip
 
-        positions = nn.spec.Tensor(["count"], "int32")
         return {
             "embed": {"input_ids": nn.spec.Tensor(["seq_len"], "int32"), "$": packed},
-            "prefill": {"input_embeds": embeds(1, "seq_len"), "kv_cache": cache, "$": packed},
-            "decode": {"input_embeds": embeds(1, 1), "kv_cache": cache, "$": packed},
-            "batch_prefill": {
-                "input_embeds": embeds(1, "seq_len"),
-                "logit_positions": positions,
-                "kv_cache": cache,
-                "$": packed,
-            },
-            "batch_decode": {"input_embeds": embeds("batch_size", 1), "kv_cache": cache, "$": packed},
-            "batch_verify": {"input_embeds": embeds(1, "seq_len"), "kv_cache": cache, "$": packed},
-            "create_tir_paged_kv_cache": {
-                "max_batch_size": int,
-                "max_total_seq_len": int,
-                "prefill_chunk_size": int,
-                "page_size": int,
-                "support_sliding_window": int,
-                "$": {"param_mode": "none", "effect_mode": "none"},
-            },
+            "prefill": forward(1, "seq_len", 1),
+            "decode": forward(1, 1, 1),
+            "batch_prefill": forward(1, "seq_len", "batch_size", logit_positions=nn.spec.Tensor(["count"], "int32")),
+            "batch_decode": forward("batch_size", 1, "batch_size"),
+            "batch_verify": forward(1, "seq_len", "batch_size"),
         }

@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass
 from reprlib import repr as short_repr
 from typing import Any
 
-from tvm import tirx
 from tvm.relax.frontend import nn
-from tvm.relax.frontend.nn import Tensor, op
+from tvm.relax.frontend.nn import Tensor
 
 from ...runtime.errors import ModelFileError
-from ..kernels.kv_cache import PagedKVCache, create_paged_kv_cache
+from ..kernels.kv_cache import PagedKVCache
 from .architecture import (
     DEFAULT_MAX_BATCH_SIZE,
     DEFAULT_PREFILL_CHUNK_SIZE,
@@ -162,20 +161,16 @@ class LlamaAttention(nn.Module):
     """Grouped-query attention over the paged KV cache; RoPE is applied by the cache."""
 
     def __init__(self, config: LlamaConfig, layers: Layers) -> None:
-        self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
-        self.fused_heads = config.num_attention_heads + 2 * config.num_key_value_heads
-        width = self.num_heads * self.head_dim
-        self.qkv_proj = layers.linear(
-            config.hidden_size, self.fused_heads * self.head_dim, bias=config.attention_bias, out_dtype=layers.kv_dtype
-        )
-        self.o_proj = layers.linear(width, config.hidden_size, bias=config.attention_bias, in_dtype=layers.kv_dtype)
+        self.window = config.sliding_window_size if config.sliding_window_size > 0 else None
+        queries = config.num_attention_heads * config.head_dim
+        fused = queries + 2 * config.num_key_value_heads * config.head_dim
+        self.qkv_proj = layers.linear(config.hidden_size, fused, bias=config.attention_bias)
+        self.o_proj = layers.linear(queries, config.hidden_size, bias=config.attention_bias)
 
     def forward(self, x: Tensor, residual: Tensor, kv_cache: PagedKVCache, layer: int) -> Tensor:
         """[batch, seq, hidden] -> the same, added to `residual`."""
-        batch, seq, _ = x.shape
-        qkv = op.reshape(self.qkv_proj(x), (batch, seq, self.fused_heads, self.head_dim))
-        output = kv_cache.attention_with_fused_qkv(layer, qkv, self.num_heads, sm_scale=self.head_dim**-0.5)
-        return self.o_proj(op.reshape(output, (batch, seq, self.num_heads * self.head_dim)), residual=residual)
+        output = kv_cache.attention(layer, self.qkv_proj(x), self.window)
+        return self.o_proj(output, residual=residual)
 
 
 class LlamaDecoderLayer(nn.Module):
@@ -225,34 +220,6 @@ class LlamaForCausalLM(CausalLM):
     def logits(self, hidden_states: Tensor) -> Tensor:
         normed = self.model.norm(hidden_states)
         return self.model.embed_tokens.lm_head(normed) if self.lm_head is None else self.lm_head(normed)
-
-    def create_tir_paged_kv_cache(
-        self,
-        max_batch_size: tirx.Var,
-        max_total_seq_len: tirx.Var,
-        prefill_chunk_size: tirx.Var,
-        page_size: tirx.Var,
-        support_sliding_window: tirx.Var,
-    ) -> PagedKVCache:
-        """The cache that all forward functions take; sliding-window layers mask by position, as Hugging Face does."""
-        config = self.config
-        sliding = config.sliding_window_size > 0
-        return create_paged_kv_cache(
-            max_batch_size,
-            max_total_seq_len,
-            prefill_chunk_size,
-            page_size,
-            support_sliding_window,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            rope=config.rope,
-            dtype=self.layers.kv_dtype,
-            target=self.layers.target,
-            layer_kinds=["mha_sliding"] * config.num_hidden_layers if sliding else None,
-            layer_sliding_window_size=config.sliding_window_size if sliding else 1024,
-        )
 
 
 ARCHITECTURE = Architecture("llama", LlamaConfig.from_dict, weights, LlamaForCausalLM)

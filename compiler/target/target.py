@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...runtime.artifact import KVDtype
 from ...runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class CompileTarget:
 
         return tvm.target.Target(self.attributes)
 
-    def kv_dtype(self, model_dtype: str) -> str:
+    def kv_dtype(self, model_dtype: str) -> KVDtype:
         """Storage type of keys and values: float16 for float16 models where the CPU converts it, else float32."""
         return "float16" if model_dtype == "float16" and self.converts_float16 else "float32"
 

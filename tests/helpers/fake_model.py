@@ -23,10 +23,8 @@ class FakeModel:
         context_window: int = 64,
         max_num_sequence: int = 4,
         pages: int = 64,
-        window: int | None = None,
     ) -> None:
         self.vocab_size, self.context_window, self.max_num_sequence = vocab_size, context_window, max_num_sequence
-        self.window = window
         self.sampling = NumpySampling()
         self.sequences: dict[int, list[int]] = {}
         self.computed: list[int] = []  # how many tokens each pass took
@@ -50,15 +48,7 @@ class FakeModel:
         self.sequences[sequence] = []
         return sequence
 
-    def can_fork(self) -> bool:
-        return self.window is None
-
-    def can_rewind(self, sequence: int) -> bool:
-        return self.window is None or len(self.sequences[sequence]) <= self.window
-
     def fork_sequence(self, parent: int, position: int) -> int:
-        if self.free_pages() < 1:
-            raise EngineError("the cache is full")
         sequence = self.add_sequence()
         self.sequences[sequence] = self.sequences[parent][:position]
         self.passes.append("fork")

@@ -5,6 +5,7 @@ The library is written with TVM alone, but for the sampler's kernels and the thr
 
 import hashlib
 import json
+import math
 import platform
 import tempfile
 from functools import cache
@@ -18,14 +19,14 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tvm import relax, te, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
-from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedKVCache
+from tvm.script import tirx as T
 
 from mlc_llm import __version__
 from mlc_llm.compiler.kernels.cpu.sample_token import sampling_kernels
 from mlc_llm.runtime.artifact import ChatConfig, model_hash
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, LAYERS, VOCAB, ACTIVE = 32, 4, 2, 8, 2, 264, 259
-CONTEXT, CHUNK = 128, 32
+CONTEXT, CHUNK, PAGE = 128, 32, 16
 IM_START, IM_END, PAD = 256, 257, 258
 THETA = 10000.0
 CHATML = (
@@ -40,6 +41,55 @@ STORED = {
 }
 
 
+@T.prim_func(s_tir=True)
+def attend(
+    qkv_handle: T.handle, layer: T.int64, positions_handle: T.handle, slots_handle: T.handle, starts_handle: T.handle,
+    page_starts_handle: T.handle, pages_handle: T.handle, lengths_handle: T.handle, kv_handle: T.handle,
+    out_handle: T.handle,
+):  # fmt: skip
+    """Rotate and store the new tokens, then attention of each to its sequence, one number after the other."""
+    n, b, e, used, num_pages = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
+    qkv = T.match_buffer(qkv_handle, (n, HEADS + 2 * KV_HEADS, HEAD_DIM))
+    positions = T.match_buffer(positions_handle, (n,), "int32")
+    slots = T.match_buffer(slots_handle, (n,), "int32")
+    starts = T.match_buffer(starts_handle, (e,), "int32")
+    page_starts = T.match_buffer(page_starts_handle, (e,), "int32")
+    pages = T.match_buffer(pages_handle, (used,), "int32")
+    T.match_buffer(lengths_handle, (b,), "int32")
+    kv = T.match_buffer(kv_handle, (LAYERS, num_pages, 2, KV_HEADS, PAGE, HEAD_DIM))
+    out = T.match_buffer(out_handle, (n, HEADS, HEAD_DIM))
+    with T.sblock("root"):
+        turned = T.sblock_alloc_buffer((n, HEADS + KV_HEADS, HEAD_DIM))
+        sums = T.sblock_alloc_buffer((2,))
+        for t, h, d in T.grid(n, HEADS + KV_HEADS, HEAD_DIM):
+            angle = T.Cast("float32", positions[t]) * T.exp(
+                T.Cast("float32", d % (HEAD_DIM // 2)) * T.float32(-math.log(THETA) * 2 / HEAD_DIM)
+            )
+            other = qkv[t, h, (d + HEAD_DIM // 2) % HEAD_DIM] * T.Select(d < HEAD_DIM // 2, T.float32(-1), T.float32(1))
+            turned[t, h, d] = qkv[t, h, d] * T.cos(angle) + other * T.sin(angle)
+        for t, h, d in T.grid(n, KV_HEADS, HEAD_DIM):
+            kv[layer, slots[t] // PAGE, 0, h, slots[t] % PAGE, d] = turned[t, HEADS + h, d]
+            kv[layer, slots[t] // PAGE, 1, h, slots[t] % PAGE, d] = qkv[t, HEADS + KV_HEADS + h, d]
+        for s in range(b):
+            for i, h in T.grid(starts[s + 1] - starts[s], HEADS):
+                sums[0] = T.float32(0)
+                for d in range(HEAD_DIM):
+                    out[starts[s] + i, h, d] = T.float32(0)
+                for j in range(positions[starts[s] + i] + 1):
+                    page = pages[page_starts[s] + j // PAGE]
+                    sums[1] = T.float32(0)
+                    for d in range(HEAD_DIM):
+                        key = kv[layer, page, 0, h // (HEADS // KV_HEADS), j % PAGE, d]
+                        sums[1] = sums[1] + turned[starts[s] + i, h, d] * key
+                    sums[1] = T.exp(sums[1] * T.float32(HEAD_DIM**-0.5))
+                    sums[0] = sums[0] + sums[1]
+                    for d in range(HEAD_DIM):
+                        value = kv[layer, page, 1, h // (HEADS // KV_HEADS), j % PAGE, d]
+                        out[starts[s] + i, h, d] = out[starts[s] + i, h, d] + sums[1] * value
+                for d in range(HEAD_DIM):
+                    out[starts[s] + i, h, d] = out[starts[s] + i, h, d] / sums[0]
+
+
 class TinyModel(nn.Module):
     """Attention layers without norms and MLPs between an embedding and a head."""
 
@@ -52,8 +102,9 @@ class TinyModel(nn.Module):
     def _hidden(self, x: Any, kv: Any) -> Any:
         batch, length, _ = x.shape
         for i in range(LAYERS):
-            qkv = op.reshape(self.qkv[i](x), (batch, length, HEADS + 2 * KV_HEADS, HEAD_DIM))
-            out = kv.attention_with_fused_qkv(i, qkv, HEADS, sm_scale=HEAD_DIM**-0.5)
+            qkv = op.reshape(self.qkv[i](x), (batch * length, HEADS + 2 * KV_HEADS, HEAD_DIM))
+            out = nn.Tensor.placeholder((batch * length, HEADS, HEAD_DIM), "float32")
+            out = op.tensor_ir_op(attend, "attend", [qkv, tirx.const(i, "int64"), *kv], out)
             x = x + self.o[i](op.reshape(out, (batch, length, HEADS * HEAD_DIM)))
         return x
 
@@ -65,49 +116,15 @@ class TinyModel(nn.Module):
             batch, length, size = x.shape
             return te.compute((batch, 1, size), lambda i, _, k: x[i, length - 1, k], name="last")
 
-        return op.matmul(op.tensor_expr_op(last, "last", [self._hidden(embeds, kv)]), self.head), kv
+        return op.matmul(op.tensor_expr_op(last, "last", [self._hidden(embeds, kv)]), self.head)
 
     def batch_prefill(self, embeds: Any, logit_positions: Any, kv: Any) -> Any:
-        return op.matmul(op.take(self._hidden(embeds, kv), logit_positions, axis=1), self.head), kv
+        return op.matmul(op.take(self._hidden(embeds, kv), logit_positions, axis=1), self.head)
 
     def decode(self, embeds: Any, kv: Any) -> Any:
-        return op.matmul(self._hidden(embeds, kv), self.head), kv
+        return op.matmul(self._hidden(embeds, kv), self.head)
 
     batch_decode = batch_verify = decode
-
-    def create_tir_paged_kv_cache(
-        self,
-        max_batch_size: tirx.Var,
-        max_total_seq_len: tirx.Var,
-        prefill_chunk_size: tirx.Var,
-        page_size: tirx.Var,
-        support_sliding_window: tirx.Var,
-    ) -> Any:
-        return TIRPagedKVCache(
-            attn_kind="mha",
-            max_batch_size=max_batch_size,
-            max_total_seq_len=max_total_seq_len,
-            prefill_chunk_size=prefill_chunk_size,
-            page_size=page_size,
-            support_sliding_window=support_sliding_window,
-            layer_partition=relax.ShapeExpr([0, LAYERS]),
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            num_key_value_heads=KV_HEADS,
-            qk_head_dim=HEAD_DIM,
-            v_head_dim=HEAD_DIM,
-            mla_original_qk_head_dim=0,
-            mla_original_v_head_dim=0,
-            rope_mode=RopeMode.NORMAL,
-            rope_scale=1,
-            rope_theta=int(THETA),
-            rope_scaling={},
-            rope_ext_factors=relax.prim_value(0),
-            rotary_dim=HEAD_DIM,
-            enable_disaggregation=False,
-            dtype="float32",
-            target=target(),
-        )
 
 
 def target() -> tvm.target.Target:
@@ -115,27 +132,24 @@ def target() -> tvm.target.Target:
 
 
 def build_module() -> tvm.IRModule:
-    kv = nn.spec.Object(object_type=PagedKVCache)
     packed = {"param_mode": "packed", "effect_mode": "none"}
-    many = nn.spec.Tensor([1, "seq_len", HIDDEN], "float32")
     ids = nn.spec.Tensor(["seq_len"], "int32")
-    cache = ("max_batch_size", "max_total_seq_len", "prefill_chunk_size", "page_size", "support_sliding_window")
+    positions = nn.spec.Tensor(["count"], "int32")
+
+    def forward(batch: int | str, length: int | str, sequences: int | str, **others: Any) -> dict[str, Any]:
+        tokens = length if batch == 1 else batch
+        shapes = [[tokens], [tokens], ["ends"], ["ends"], ["used_pages"], [sequences]]
+        kv = [nn.spec.Tensor(shape, "int32") for shape in shapes]
+        kv.append(nn.spec.Tensor([LAYERS, "num_pages", 2, KV_HEADS, PAGE, HEAD_DIM], "float32"))
+        return {"embeds": nn.spec.Tensor([batch, length, HIDDEN], "float32"), **others, "kv": kv, "$": packed}
+
     spec = {
         "embed": {"input_ids": ids, "$": packed},
-        "prefill": {"embeds": many, "kv": kv, "$": packed},
-        "decode": {"embeds": nn.spec.Tensor([1, 1, HIDDEN], "float32"), "kv": kv, "$": packed},
-        "batch_prefill": {
-            "embeds": many,
-            "logit_positions": nn.spec.Tensor(["batch"], "int32"),
-            "kv": kv,
-            "$": packed,
-        },
-        "batch_decode": {"embeds": nn.spec.Tensor(["batch", 1, HIDDEN], "float32"), "kv": kv, "$": packed},
-        "batch_verify": {"embeds": many, "kv": kv, "$": packed},
-        "create_tir_paged_kv_cache": {
-            **dict.fromkeys(cache, int),
-            "$": {"param_mode": "none", "effect_mode": "none"},
-        },
+        "prefill": forward(1, "seq_len", 1),
+        "decode": forward(1, 1, 1),
+        "batch_prefill": forward(1, "seq_len", "sequences", logit_positions=positions),
+        "batch_decode": forward("batch", 1, "batch"),
+        "batch_verify": forward(1, "seq_len", "sequences"),
     }
     module, params = TinyModel().export_tvm(spec=spec)
     assert [name for name, _ in params] == list(STORED)
@@ -177,6 +191,7 @@ def metadata(config: ChatConfig) -> dict[str, Any]:
             for name, shape in STORED.items()
         ],
         "memory_usage": {"prefill": 1 << 20},
+        "interface": "2",
         "package_version": __version__,
         "tvm_version": tvm.__version__,
         "device": "cpu",

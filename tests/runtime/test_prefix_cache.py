@@ -73,27 +73,6 @@ def test_a_text_in_use_is_shared_but_never_changed() -> None:
     assert sorted(model.sequences.values()) == [[*TEXT[:80], 250], [*TEXT[:80], 251]]
 
 
-def test_nothing_is_shared_where_the_model_cannot_fork_or_has_no_page_for_it() -> None:
-    windowed = FakeModel(window=500)
-    cache = PrefixCache(windowed)
-    used_once(cache, TEXT)
-    assert used_once(cache, [*TEXT[:80], 250]).cached_tokens == 0
-    full = FakeModel(pages=20)
-    cache = PrefixCache(full)
-    lease = Lease()
-    cache.advance(lease, TEXT[:80])
-    assert used_once(cache, [*TEXT[:70], 250]).cached_tokens == 0
-
-
-def test_a_window_that_has_moved_cannot_go_back_but_on() -> None:
-    model = FakeModel(window=10, max_num_sequence=1)
-    cache = PrefixCache(model)
-    used_once(cache, TEXT[:20])
-    assert used_once(cache, TEXT[:25]).cached_tokens == 20
-    assert used_once(cache, TEXT[:24]).cached_tokens == 0
-    assert len(model.sequences) == 1
-
-
 def test_the_oldest_text_makes_room_for_a_new_one() -> None:
     model = FakeModel(max_num_sequence=2)
     cache = PrefixCache(model)
@@ -157,18 +136,6 @@ def test_after_a_pass_that_failed_the_text_is_computed_again() -> None:
     np.testing.assert_array_equal(cache.advance(lease, [1, 2, 3]), model._hashed((1, 2, 3)))
     cache.close(lease)
     cache.close(lease)  # nothing left to close
-
-
-def test_a_rewind_that_fails_falls_back_to_a_new_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = FakeModel()
-    cache = PrefixCache(model)
-    used_once(cache, TEXT[:20])
-
-    def fail(sequence: int, count: int) -> None:
-        raise EngineError("the KV cache is full")
-
-    monkeypatch.setattr(model, "pop", fail)
-    assert used_once(cache, [*TEXT[:15], 200]).cached_tokens == 0
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -1,239 +1,237 @@
 # mypy: ignore-errors
-"""Decode attention on the CPU: one query of each sequence over its pages; and the merging of two attentions.
+"""Decode attention on the CPU: one new token of each sequence, which is stored on the way.
 
-One sequence must occupy every core, so its keys are split: each work item attends to a range of key blocks for the
-query heads of one key head and leaves an unnormalized output with its maximum and weight sum; these are combined at
-the end.
+A step reads every key and value once, so it should take as long as memory takes, whatever the number of sequences and
+however different their lengths. All keys of the batch are one row of blocks, which is cut into equal chunks, one for
+each thread:
+
+    sequence 0                              sequence 1     sequence 2
+    | block | block | block | block | block | block | block | block |
+    |          chunk 0          |          chunk 1          |
+
+Where a chunk ends inside a sequence it leaves an unnormalized output with its maximum and weight sum; these parts are
+combined at the end.
 """
 
 from tvm.script import tirx as T
 
-from .flash import (
-    KEY_BLOCK,
-    NO_SCORE,
-    HeadShape,
-    RowState,
-    add_values,
-    score_by_rows,
-    softmax_row,
-    stage_rotated_rows,
-)
-from .kv_pages import PAGE_SIZE, PagedKeys, declare_length_info
-from .queries import Queries, either, load_queries
-from .rope import Rotation
-from .vector import add, constant, copy, exp2, load, log2, prefetch, reduce, settled, span, splat, store
+from ..builder import kernel
+from .flash import KEY_BLOCK, NO_SCORE, HeadShape, RowState, add_values, score_by_rows, softmax_row
+from .kv_pages import KEY, PAGE_SIZE, VALUE, PagedKV
+from .queries import load_queries
+from .rope import Rotation, emit_angles
+from .vector import constant, copy, exp2, prefetch, settled, span, splat
 
-WORK_ITEMS = 32  # as many as keep the cores of a large machine busy; more would only add to the combining
+MAX_CHUNKS = 64
+CHUNK_WORK = 1 << 16  # multiplications by keys that a thread must have before it is worth waking
 
 
-def _plan(shape: HeadShape, paged: PagedKeys, batch_size):
-    """Key blocks of a work item and work items of a head: the longest sequence is cut into equal parts."""
-    longest = T.alloc_buffer((1,), "int32")
-    T.buffer_store(longest, T.int32(1), [0])
-    with T.serial(batch_size) as b:
-        T.buffer_store(longest, T.max(longest[0], paged.length(b)), [0])
-    blocks = T.bind(T.ceildiv(longest[0], KEY_BLOCK))
-    wanted = T.max(WORK_ITEMS // (batch_size * shape.num_kv_heads), 1)
-    part = settled(T.ceildiv(blocks, wanted))
-    return part, settled(T.ceildiv(blocks, part))
+class _Decode:
+    """The kernel under construction: its arguments, and the code that they are used by."""
 
+    def __init__(self, k, shape: HeadShape, rotation: Rotation, num_layers: int, window: int | None) -> None:
+        self.shape, self.rotation, self.window = shape, rotation, window
+        self.batch = T.int32()
+        self.qkv = k.input("qkv", (self.batch, 1, shape.fused_width), "float32")
+        self.paged = PagedKV.declare(k, shape, num_layers, self.batch, self.batch)
+        self.out = k.input("out", (self.batch, 1, shape.num_q_heads * shape.head_dim), "float32")
 
-def _attend_part(shape, rotation, queries: Queries, paged: PagedKeys, offsets, sequence, head, begin, end, partial):
-    """Attention of one token to the keys begin <= key < end, for the query heads of one key head.
+    def body(self) -> None:
+        shape = self.shape
+        rows = (self.batch + MAX_CHUNKS, shape.num_q_heads)
+        self.outputs = T.alloc_buffer((*rows, shape.head_dim), "float32")
+        self.maxima, self.totals = T.alloc_buffer(rows, "float32"), T.alloc_buffer(rows, "float32")
+        self.blocks = self._count_blocks()
+        most = T.min(T.call_packed("runtime.NumThreads"), MAX_CHUNKS)
+        block_work = KEY_BLOCK * shape.num_q_heads * shape.head_dim
+        self.chunks = settled(T.max(1, T.min(most, self.blocks // max(1, CHUNK_WORK // block_work))))
+        with T.If(self.chunks == 1):
+            with T.Then():
+                self._chunk(0)
+            with T.Else():
+                with T.parallel(self.chunks) as chunk:
+                    self._chunk(chunk)
+                self._combine()
 
-    `partial` is the part's output `[group, head_dim]`, maximum and weight sum `[group]` as stores take them.
-    """
-    group, unit, dim = shape.group, shape.vectors, shape.head_dim
-    query_rows, scores = T.alloc_buffer((group, dim), "float32"), T.alloc_buffer((group, KEY_BLOCK), "float32")
-    state = RowState.allocate(shape, group)
-    state.clear(shape, group)
-    load_queries(shape, rotation, queries, sequence, 1, head, query_rows)
-    with T.serial(T.ceildiv(T.max(end - begin, 0), KEY_BLOCK)) as block:
-        start = T.bind(begin + block * KEY_BLOCK)
-        present = settled(T.min(end - start, KEY_BLOCK))
+    def _first_block(self, sequence):
+        """The block of the first key that a sequence's query sees."""
+        if self.window is None:
+            return T.int32(0)
+        return T.max(self.paged.lengths[sequence] - self.window, 0) // KEY_BLOCK
+
+    def _blocks_of(self, sequence):
+        return T.ceildiv(self.paged.lengths[sequence], KEY_BLOCK) - self._first_block(sequence)
+
+    def _count_blocks(self):
+        total = T.alloc_buffer((1,), "int32")
+        T.buffer_store(total, T.int32(0), [0])
+        with T.serial(self.batch) as sequence:
+            T.buffer_store(total, total[0] + self._blocks_of(sequence), [0])
+        return settled(total[0])
+
+    def _chunk(self, chunk) -> None:
+        """The blocks [chunk, chunk + 1) * blocks / chunks of the batch."""
+        first = settled(chunk * self.blocks // self.chunks)
+        last = settled((chunk + 1) * self.blocks // self.chunks)
+        before = T.alloc_buffer((1,), "int32")  # blocks of the sequences before
+        T.buffer_store(before, T.int32(0), [0])
+        with T.serial(self.batch) as sequence:
+            count = settled(self._blocks_of(sequence))
+            begin = settled(T.max(first - before[0], 0))
+            end = settled(T.min(last - before[0], count))
+            T.buffer_store(before, before[0] + count, [0])
+            with T.If(begin < end), T.Then():
+                self._segment(sequence, begin, end, count, chunk + sequence)
+
+    def _segment(self, sequence, begin, end, count, part) -> None:
+        """The blocks begin <= block < end of the `count` that a sequence's query sees, for all heads."""
+        half = len(self.rotation.frequencies)
+        cosines, sines = T.alloc_buffer((half,), "float32"), T.alloc_buffer((half,), "float32")
+        emit_angles(self.rotation, self.shape.vectors, self.paged.positions[sequence], cosines, sines)
+        first_block = settled(self._first_block(sequence))
+        first = settled((first_block + begin) * KEY_BLOCK)
+        last = settled(T.min((first_block + end) * KEY_BLOCK, self.paged.lengths[sequence]))
+        with T.serial(self.shape.num_kv_heads) as head:
+            with T.If(end == count), T.Then():  # the new token's key is among these
+                self._store_token(sequence, head, cosines, sines)
+            state = self._attend(sequence, head, first, last, cosines, sines)
+            with T.If((begin == 0) & (end == count)):
+                with T.Then():
+                    self._write_output(sequence, head, state)
+                with T.Else():
+                    self._write_part(part, head, state)
+
+    def _store_token(self, sequence, head, cosines, sines) -> None:
+        shape = self.shape
+        key = (shape.num_q_heads + head) * shape.head_dim
+        value = key + shape.num_kv_heads * shape.head_dim
+        row = (sequence, 0)
+        self.paged.store_token(
+            self.rotation, sequence, head, (self.qkv, (*row, key)), (self.qkv, (*row, value)), cosines, sines
+        )
+
+    def _attend(self, sequence, head, first, last, cosines, sines) -> RowState:
+        """Attention to the keys first <= key < last, for the query heads of one key head."""
+        shape, paged, group = self.shape, self.paged, self.shape.group
+        rows, scores = T.alloc_buffer((group, shape.head_dim), "float32"), T.alloc_buffer((group, KEY_BLOCK), "float32")
+        load_queries(shape, self.rotation, self.qkv, (sequence, 0), head, cosines, sines, rows, 0)
+        state = RowState.allocate(shape, group)
+        state.clear(shape, group)
+        low = T.int32(0) if self.window is None else settled(paged.lengths[sequence] - self.window)
+        with T.serial(T.ceildiv(last - first, KEY_BLOCK)) as block:
+            start = T.bind(first + block * KEY_BLOCK)
+            present = settled(T.min(last - start, KEY_BLOCK))
+            self._score(sequence, head, start, present, first, last, rows, scores)
+            with T.serial(group) as row:
+                softmax_row(shape, scores, row, state, row, T.int32(0) if self.window is None else low - start, present)
+            self._add_values(sequence, head, start, present, scores, state)
+        return state
+
+    def _score(self, sequence, head, start, present, first, last, rows, scores) -> None:
+        shape, paged, lanes = self.shape, self.paged, self.shape.vectors.lanes
         # Memory is slower than this code and has to be asked in advance, while keys are read: for the values, and for
-        # the keys that come next. These are the next block's, or this part's for the next head.
-        more = start + KEY_BLOCK < end
-        next_start = settled(T.Select(more, start + KEY_BLOCK, begin))
+        # the keys that come next. These are the next block's, or the first ones of the next head.
+        more = start + KEY_BLOCK < last
+        next_start = settled(T.Select(more, start + KEY_BLOCK, first))
         next_head = settled(T.Select(more, head, T.min(head + 1, shape.num_kv_heads - 1)))
 
-        def index(j, which, start=start):
-            return paged.index(sequence, start + j, which, head)
+        def keys(block):
+            index = paged.index(sequence, start + block * lanes, KEY, head)
+            value = paged.index(sequence, start + block * lanes, VALUE, head)
+            ahead = settled(T.min(next_start + block * lanes, last - 1))
+            ahead = paged.index(sequence, ahead // lanes * lanes, KEY, next_head)
 
-        def key(j, start=start, present=present):
-            j = settled(T.min(j, present - 1))  # scores of keys past the end are masked later
-            ahead = settled(T.min(next_start + j, end - 1))
-            prefetch(paged.pages, index(j, 1), dim)
-            prefetch(paged.pages, paged.index(sequence, ahead, 0, next_head), dim)
-            return paged.pages, index(j, 0)
+            def vector(j, d):
+                if d == 0:
+                    for place in (value, ahead):
+                        prefetch(paged.kv, (*place[:-2], place[-2] + j, T.int64(0)), shape.head_dim)
+                return paged.load((*index[:-2], index[-2] + j, T.int64(0)), T.int64(d))
+
+            factors = None if paged.scales is None else T.bind(paged.scales[(*index[:-2], span(index[-2], lanes))])
+            return vector, factors
+
+        score_by_rows(shape, present, rows, keys, scores)
+
+    def _add_values(self, sequence, head, start, present, scores, state: RowState) -> None:
+        shape, paged, group, lanes = self.shape, self.paged, self.shape.group, self.shape.vectors.lanes
+        if paged.scales is not None:  # weights take the factors of the values
+            with T.serial(T.ceildiv(present, lanes)) as block:
+                index = paged.index(sequence, start + block * lanes, VALUE, head)
+                factors = T.bind(paged.scales[(*index[:-2], span(index[-2], lanes))])
+                with T.serial(group) as row:
+                    place = [row, span(block * lanes, lanes)]
+                    T.buffer_store(scores, scores[tuple(place)] * factors, place)
 
         def value(k, d):
-            return load(unit, paged.pages, *index(k, 1)[:-1], d)
+            return paged.load(paged.index(sequence, start + k, VALUE, head), T.cast(d, "int64"))
 
-        def rotated(start=start, present=present):
-            rows = T.alloc_buffer((KEY_BLOCK, dim), "float32")
-            stage_rotated_rows(
-                rotation,
-                unit,
-                present,
-                lambda j: (paged.pages, index(j, 0)),
-                lambda j: offsets[sequence] + start + j,
-                rows,
-            )
-            score_by_rows(shape, present, query_rows, lambda j: (rows, (j, 0)), scores)
-
-        either(
-            rotation,
-            queries.rotary_mode,
-            rotated,
-            lambda present=present: score_by_rows(shape, present, query_rows, key, scores),
-        )
-        with T.serial(group) as row:
-            softmax_row(shape, scores, row, state, row, 0, present)
         size = -(-group // -(-group // shape.tile_rows))  # rows of a register tile, about the same in each
         with T.serial(group // size) as tile:
             add_values(shape, size, present, scores, tile * size, state, tile * size, value)
         if group % size:
             rest = group - group % size
             add_values(shape, group % size, present, scores, rest, state, rest, value)
-    outputs, maxima, totals, item = partial
-    with T.serial(group) as row:
-        copy(unit, outputs, (item, row, 0), state.output, (row, 0), dim)
-        T.buffer_store(maxima, state.maximum[row], [item, row])
-        T.buffer_store(totals, reduce(T.bind(state.total[row, span(0, unit.lanes)]), unit.lanes, add), [item, row])
 
+    def _write_output(self, sequence, head, state: RowState) -> None:
+        shape, unit = self.shape, self.shape.vectors
+        with T.serial(shape.group) as row:
+            inverse = T.bind(splat(T.float32(1) / state.weight_sum(shape, row), unit.lanes))
+            for d in range(0, shape.head_dim, unit.lanes):
+                place = span((head * shape.group + row) * shape.head_dim + d, unit.lanes)
+                T.buffer_store(self.out, state.output[row, span(d, unit.lanes)] * inverse, [sequence, 0, place])
 
-def _combine(shape, sequence, parts, outputs, maxima, totals, output, lse):
-    """Output and log-sum-exp of one sequence from its parts. As in the stock kernels a sequence without keys counts one
-    key of score NO_SCORE."""
-    group, unit, dim = shape.group, shape.vectors, shape.head_dim
-    with T.serial(shape.num_kv_heads) as head, T.serial(group) as g:
+    def _write_part(self, part, head, state: RowState) -> None:
+        shape = self.shape
+        with T.serial(shape.group) as row:
+            place = (part, head * shape.group + row)
+            copy(shape.vectors, self.outputs, (*place, 0), state.output, (row, 0), shape.head_dim)
+            T.buffer_store(self.maxima, state.maximum[row], list(place))
+            T.buffer_store(self.totals, state.weight_sum(shape, row), list(place))
+
+    def _combine(self) -> None:
+        """Join the parts of sequences that lie in several chunks."""
+        before = T.alloc_buffer((1,), "int32")
+        T.buffer_store(before, T.int32(0), [0])
+        with T.serial(self.batch) as sequence:
+            begin = settled(before[0])
+            end = settled(begin + self._blocks_of(sequence))
+            T.buffer_store(before, end, [0])
+            # chunk c begins at block c * blocks // chunks
+            first = settled(((begin + 1) * self.chunks - 1) // self.blocks)
+            last = settled((end * self.chunks - 1) // self.blocks)
+            with T.If(first < last), T.Then(), T.serial(self.shape.num_q_heads) as head:
+                self._combine_head(sequence, head, first + sequence, last + sequence + 1)
+
+    def _combine_head(self, sequence, head, first, last) -> None:
+        """The output of one query head from the parts first <= part < last."""
+        unit, dim = self.shape.vectors, self.shape.head_dim
         state, row = T.alloc_buffer((2,), "float32"), T.alloc_buffer((dim,), "float32")  # state: maximum, weight sum
-
-        def item(part, head=head):
-            return (sequence * parts + part) * shape.num_kv_heads + head
-
+        parts = [span(d, unit.lanes) for d in range(0, dim, unit.lanes)]
         T.buffer_store(state, T.float32(NO_SCORE), [0])
-        with T.serial(parts) as part:
-            T.buffer_store(state, T.max(state[0], maxima[item(part), g]), [0])
-        T.buffer_store(state, exp2(T.float32(NO_SCORE) - state[0], 1), [1])
-        for d in range(0, dim, unit.lanes):
-            T.buffer_store(row, constant(0.0, unit.lanes), [span(d, unit.lanes)])
-        with T.serial(parts) as part:
-            weight = exp2(maxima[item(part), g] - state[0], 1)
-            T.buffer_store(state, state[1] + weight * totals[item(part), g], [1])
-            for d in range(0, dim, unit.lanes):
-                place = span(d, unit.lanes)
-                share = splat(weight, unit.lanes) * outputs[item(part), g, place]
+        with T.serial(last - first) as part:
+            T.buffer_store(state, T.max(state[0], self.maxima[first + part, head]), [0])
+        T.buffer_store(state, T.float32(0), [1])
+        for place in parts:
+            T.buffer_store(row, constant(0.0, unit.lanes), [place])
+        with T.serial(last - first) as part:
+            weight = exp2(self.maxima[first + part, head] - state[0], 1)
+            T.buffer_store(state, state[1] + weight * self.totals[first + part, head], [1])
+            for place in parts:
+                share = splat(weight, unit.lanes) * self.outputs[first + part, head, place]
                 T.buffer_store(row, row[place] + share, [place])
         inverse = T.bind(splat(T.float32(1) / state[1], unit.lanes))
-        for d in range(0, dim, unit.lanes):
-            store(unit, output, row[span(d, unit.lanes)] * inverse, sequence, head * group + g, d)
-        T.buffer_store(lse, state[0] + log2(state[1]), [sequence, head * group + g])
+        for d, place in zip(range(0, dim, unit.lanes), parts, strict=True):
+            T.buffer_store(self.out, row[place] * inverse, [sequence, 0, span(head * dim + d, unit.lanes)])
 
 
-def decode_paged(shape: HeadShape, rotation: Rotation | None = None, sliding: bool = False):
-    """PrimFunc: attention of the query of each sequence, q `[b, q heads, d]`, to the sequence's pages.
+def decode_attention(shape: HeadShape, rotation: Rotation, num_layers: int, window: int | None = None):
+    """PrimFunc: qkv float32 [b, 1, fused width], layer, the cache's tensors -> out float32 [b, 1, q heads * head_dim].
 
-    With `sliding` the `length_info` is `[3, b]`: the pages hold a sink and a window that starts inside a page.
+    With a `window` a query sees only the last `window` keys, its own among them.
     """
-    heads, kv_heads, dim, group = shape.num_q_heads, shape.num_kv_heads, shape.head_dim, shape.group
-    dtype = shape.dtype
-
-    def work(item, part, parts, queries, paged, offsets, outputs, maxima, totals):
-        # heads are innermost: a thread's contiguous range of items reads whole pages
-        head, sequence = settled(T.floormod(item, kv_heads)), settled(item // kv_heads // parts)
-        begin = settled(T.floormod(item // kv_heads, parts) * part * KEY_BLOCK)
-        end = settled(T.min(paged.length(sequence), begin + part * KEY_BLOCK))
-        partial = (outputs, maxima, totals, item)
-        _attend_part(shape, rotation, queries, paged, offsets, sequence, head, begin, end, partial)
-
-    def body(queries, paged, offsets, batch_size):
-        part, parts = _plan(shape, paged, batch_size)
-        items = T.bind(batch_size * kv_heads * parts)
-        room = T.max(batch_size * kv_heads, WORK_ITEMS)  # at least `items`; allocations move above bound variables
-        outputs = T.alloc_buffer((room, group, dim), "float32")
-        maxima, totals = T.alloc_buffer((room, group), "float32"), T.alloc_buffer((room, group), "float32")
-        with T.parallel(items) as item:
-            work(item, part, parts, queries, paged, offsets, outputs, maxima, totals)
-        with T.If(batch_size < 4):
-            with T.Then(), T.serial(batch_size) as sequence:
-                _combine(shape, sequence, parts, outputs, maxima, totals, queries.output, queries.lse)
-            with T.Else(), T.parallel(batch_size) as sequence:
-                _combine(shape, sequence, parts, outputs, maxima, totals, queries.output, queries.lse)
-
-    @T.prim_func(s_tir=True)
-    def batch_decode_paged_kv(
-        q_handle: T.handle,
-        pages_handle: T.handle,
-        page_indptr_handle: T.handle,
-        page_values_handle: T.handle,
-        length_info_handle: T.handle,
-        offsets_handle: T.handle,
-        positions_handle: T.handle,
-        output_handle: T.handle,
-        lse_handle: T.handle,
-        rotary_mode: T.int32,
-        rope_scale: T.float32,
-        rope_theta: T.float32,
-        sm_scale: T.float32,
-    ):
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        batch_size = T.int32()
-        used_pages = T.int32()
-        num_pages = T.int64()
-        page_indptr_offset = T.int32()
-        page_values_offset = T.int32()
-        length_info_offset = T.int32()
-        positions_offset = T.int32()
-        offsets_offset = T.int32()
-        q = T.match_buffer(q_handle, (batch_size, heads, dim), dtype)
-        pages = T.match_buffer(pages_handle, (num_pages, 2, kv_heads, PAGE_SIZE, dim), dtype)
-        page_indptr = T.match_buffer(page_indptr_handle, (batch_size + 1,), "int32", elem_offset=page_indptr_offset)
-        page_values = T.match_buffer(page_values_handle, (used_pages,), "int32", elem_offset=page_values_offset)
-        length_info = declare_length_info(length_info_handle, batch_size, sliding, length_info_offset)
-        offsets = T.match_buffer(offsets_handle, (batch_size,), "int32", elem_offset=offsets_offset)
-        positions = T.match_buffer(positions_handle, (batch_size,), "int32", elem_offset=positions_offset)
-        output = T.match_buffer(output_handle, (batch_size, heads, dim), dtype)
-        lse = T.match_buffer(lse_handle, (batch_size, heads), "float32")
-        with T.sblock("root"):
-            queries = T.meta_var(Queries(q, positions, output, lse, T.int32(0), rotary_mode, sm_scale))
-            body(queries, PagedKeys(pages, page_indptr, page_values, length_info, sliding), offsets, batch_size)
-
-    return batch_decode_paged_kv
-
-
-def merge_state_inplace(shape: HeadShape):
-    """PrimFunc(v [n, q heads, d], lse [n, q heads], other v, other lse): the first two become attention over the keys
-    of both."""
-    heads, dim, dtype, unit = shape.num_q_heads, shape.head_dim, shape.dtype, shape.vectors
-
-    def token(t, v, lse, v_other, lse_other):
-        with T.serial(heads) as h:
-            peak = T.bind(T.max(lse[t, h], lse_other[t, h]))
-            own, other = exp2(lse[t, h] - peak, 1), exp2(lse_other[t, h] - peak, 1)
-            total = T.bind(own + other)
-            own, other = T.bind(splat(own / total, unit.lanes)), T.bind(splat(other / total, unit.lanes))
-            for d in range(0, dim, unit.lanes):
-                store(unit, v, load(unit, v, t, h, d) * own + load(unit, v_other, t, h, d) * other, t, h, d)
-            T.buffer_store(lse, peak + log2(total), [t, h])
-
-    @T.prim_func(s_tir=True)
-    def merge_state_inplace(
-        v_handle: T.handle, lse_handle: T.handle, v_other_handle: T.handle, lse_other_handle: T.handle
-    ):
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        n = T.int32()
-        v = T.match_buffer(v_handle, (n, heads, dim), dtype)
-        lse = T.match_buffer(lse_handle, (n, heads), "float32")
-        v_other = T.match_buffer(v_other_handle, (n, heads, dim), dtype)
-        lse_other = T.match_buffer(lse_other_handle, (n, heads), "float32")
-        with T.sblock("root"):
-            if n < 16:
-                for t in T.serial(n):
-                    token(t, v, lse, v_other, lse_other)
-            else:
-                for t in T.parallel(n):
-                    token(t, v, lse, v_other, lse_other)
-
-    return merge_state_inplace
+    assert KEY_BLOCK % PAGE_SIZE == 0
+    with kernel("decode_attention") as k:
+        decode = _Decode(k, shape, rotation, num_layers, window)
+        with k.body():
+            decode.body()
+    return k.function

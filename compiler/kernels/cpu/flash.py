@@ -17,11 +17,10 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from .rope import Rotation, emit_angles, emit_rotate
-from .vector import Expr, VectorUnit, add, constant, exchange, exp2, load, reduce, run, span, splat, store, transpose
+from .vector import Expr, VectorUnit, add, constant, exchange, exp2, reduce, run, span, splat, transpose
 
 KEY_BLOCK = 64
-NO_SCORE = -5e4  # the stock kernels' score of a masked key, and the log-sum-exp of a row that sees no key
+NO_SCORE = -1e30  # of a masked key
 LOG2_E = 1.4426950408889634
 
 
@@ -32,13 +31,18 @@ class HeadShape:
     num_q_heads: int
     num_kv_heads: int
     head_dim: int
-    dtype: str  # of queries, keys, values and output: float32 or float16
+    dtype: str  # of stored keys and values: float32, float16 or int8
     unit: VectorUnit
 
     @property
     def group(self) -> int:
         """Query heads that share one key head."""
         return self.num_q_heads // self.num_kv_heads
+
+    @property
+    def fused_width(self) -> int:
+        """Numbers of one token's query, key and value heads, which follow each other in that order."""
+        return (self.num_q_heads + 2 * self.num_kv_heads) * self.head_dim
 
     @property
     def vectors(self) -> VectorUnit:
@@ -81,10 +85,9 @@ class RowState:
                 T.buffer_store(self.output, constant(0.0, lanes), [row, span(d, lanes)])
 
     def weight_sum(self, shape: HeadShape, row: Expr) -> Expr:
-        """The sum of a row's weights. The stock kernels start from one key with score NO_SCORE: so does this sum."""
+        """The sum of a row's weights."""
         lanes = shape.vectors.lanes
-        total = reduce(T.bind(self.total[row, span(0, lanes)]), lanes, add)
-        return T.bind(total + exp2(T.float32(NO_SCORE) - self.maximum[row], 1))
+        return reduce(T.bind(self.total[row, span(0, lanes)]), lanes, add)
 
 
 def product(
@@ -122,37 +125,6 @@ def product(
         T.buffer_store(buffer, cell[whole], run(index, lanes))
 
 
-def stage_rows(
-    unit: VectorUnit,
-    head_dim: int,
-    count: Expr,
-    source: Callable[[Expr], tuple[Any, Sequence[Expr]]],
-    rows: Any,
-) -> None:
-    """Copy `count` heads into `rows` `[KEY_BLOCK, head_dim]` float32."""
-    with T.serial(count) as j:
-        buffer, index = source(j)
-        for d in range(0, head_dim, unit.lanes):
-            store(unit, rows, load(unit, buffer, *index[:-1], index[-1] + d), j, d)
-
-
-def stage_rotated_rows(
-    rotation: Rotation,
-    unit: VectorUnit,
-    count: Expr,
-    source: Callable[[Expr], tuple[Any, Sequence[Expr]]],
-    position: Callable[[Expr], Expr],
-    rows: Any,
-) -> None:
-    """Copy `count` heads into `rows`, each rotated by its position: for caches that hold unrotated keys."""
-    half = len(rotation.frequencies)
-    with T.serial(count) as j:
-        cosines, sines = T.alloc_buffer((half,), "float32"), T.alloc_buffer((half,), "float32")
-        emit_angles(rotation, unit, position(j), cosines, sines)
-        buffer, index = source(j)
-        emit_rotate(rotation, unit, (buffer, index), (rows, (j, 0)), cosines, sines)
-
-
 def stage_transposed(unit: VectorUnit, head_dim: int, count: Expr, rows: Any, columns: Any) -> None:
     """Transpose `rows` `[KEY_BLOCK, head_dim]` into `columns` `[head_dim, KEY_BLOCK]`, one square of vectors a turn."""
     lanes = unit.lanes
@@ -182,35 +154,40 @@ def score_by_rows(
     shape: HeadShape,
     count: Expr,
     queries: Any,
-    key: Callable[[Expr], tuple[Any, Sequence[Expr]]],
+    keys: Callable[[Expr], tuple[Callable[[int, int], Expr], Expr | None]],
     scores: Any,
 ) -> None:
     """Scores of one group of query heads against at least `count` keys, from keys as they are stored: lanes are
-    dimensions, and the sums over lanes are taken for `lanes` keys together. `key(j)`: buffer and index of key j."""
+    dimensions, and the sums over lanes are taken for `lanes` keys together.
+
+    `keys(block)`: a function (j, d) that yields the vector of key `block * lanes + j` from dimension d on, and the
+    vector of these keys' factors, None where they have none.
+    """
     unit, lanes, group = shape.vectors, shape.vectors.lanes, shape.group
     parts = range(0, shape.head_dim, lanes)
     at_once = (4 if group % 4 == 0 else 3) if unit.registers >= 32 else 1  # rows that share a load of the key
 
-    def dots(block: Expr, rows: Sequence[Expr], first: int, keys: int) -> list[Expr]:
+    def dots(vector: Callable[[int, int], Expr], rows: Sequence[Expr], first: int, keys: int) -> list[Expr]:
         """For each row, a vector of the sums of `keys` keys: halves are summed before they are joined, which keeps few
         vectors alive."""
         if keys == 1:
-            buffer, index = key(block * lanes + first)
-            vectors = [load(unit, buffer, *index[:-1], index[-1] + d) for d in parts]
+            vectors = [vector(first, d) for d in parts]
             totals = []
             for row in rows:
                 total = queries[row, span(0, lanes)] * vectors[0]
-                for d, vector in zip(parts[1:], vectors[1:], strict=True):
-                    total = total + queries[row, span(d, lanes)] * vector
+                for d, part in zip(parts[1:], vectors[1:], strict=True):
+                    total = total + queries[row, span(d, lanes)] * part
                 totals.append(T.bind(total))
             return totals
         half = keys // 2
-        low, high = dots(block, rows, first, half), dots(block, rows, first + half, half)
+        low, high = dots(vector, rows, first, half), dots(vector, rows, first + half, half)
         return [T.bind(add(*exchange(a, b, lanes, half))) for a, b in zip(low, high, strict=True)]
 
     def score(block: Expr, first: Expr, count: int) -> None:
         rows = [first + row for row in range(count)]
-        for row, total in zip(rows, dots(block, rows, 0, lanes), strict=True):
+        vector, factors = keys(block)
+        for row, total in zip(rows, dots(vector, rows, 0, lanes), strict=True):
+            total = total if factors is None else total * factors
             T.buffer_store(scores, total, [row, span(block * lanes, lanes)])
 
     with T.serial(T.ceildiv(count, lanes)) as block:

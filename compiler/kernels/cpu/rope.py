@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Rotary position embedding on the CPU: splits fused q, k, v and rotates q and k.
+"""Rotary position embedding on the CPU.
 
 The frequencies are constants of the kernel, so every RoPE type that has a table of them is the same code. Cosines and
 sines are computed once a token and applied to all of its heads.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
-from .vector import Expr, VectorUnit, constant, copy, load, sincos, span, splat, store, table
+from .vector import Expr, VectorUnit, constant, load, sincos, span, splat, store, table
 
 
 @dataclass(frozen=True)
@@ -61,54 +61,3 @@ def emit_rotate(
         store(unit, write, scale(b * cosine + a * sine), *to[:-1], to[-1] + half + d)
     for d in range(2 * half, rotation.head_dim, unit.lanes):
         store(unit, write, scale(load(unit, read, *at[:-1], at[-1] + d)), *to[:-1], to[-1] + d)
-
-
-def split_rotary(num_q_heads: int, num_kv_heads: int, rotation: Rotation, dtype: str, unit: VectorUnit):
-    """PrimFunc(qkv [n, q + 2 kv heads, d], positions [n], q [n, q heads, d], k [n, kv heads, d], v, apply_rope)."""
-    head_dim, half = rotation.head_dim, len(rotation.frequencies)
-    fused_heads = num_q_heads + 2 * num_kv_heads
-    whole = unit.dividing(head_dim)
-
-    def angles(position, apply_rope, cosines, sines):
-        with T.If(apply_rope > 0):
-            with T.Then():
-                emit_angles(rotation, unit, position, cosines, sines)
-            with T.Else(), T.serial(half) as i:
-                T.buffer_store(cosines, T.float32(1), [i])
-                T.buffer_store(sines, T.float32(0), [i])
-
-    def token(t, qkv, positions, q, k, v, apply_rope):
-        cosines, sines = T.alloc_buffer((half,), "float32"), T.alloc_buffer((half,), "float32")
-        angles(positions[t], apply_rope, cosines, sines)
-        for target, first, heads in ((q, 0, num_q_heads), (k, num_q_heads, num_kv_heads)):
-            with T.serial(heads) as h:
-                emit_rotate(rotation, unit, (qkv, (t, first + h, 0)), (target, (t, h, 0)), cosines, sines)
-        with T.serial(num_kv_heads) as h:
-            copy(whole, v, (t, h, 0), qkv, (t, num_q_heads + num_kv_heads + h, 0), head_dim)
-
-    @T.prim_func(s_tir=True)
-    def split_rotary(
-        qkv_handle: T.handle,
-        positions_handle: T.handle,
-        q_handle: T.handle,
-        k_handle: T.handle,
-        v_handle: T.handle,
-        apply_rope: T.int64,
-    ):
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        n = T.int32()
-        positions_offset = T.int32()
-        qkv = T.match_buffer(qkv_handle, (n, fused_heads, head_dim), dtype)
-        positions = T.match_buffer(positions_handle, (n,), "int32", elem_offset=positions_offset)
-        q = T.match_buffer(q_handle, (n, num_q_heads, head_dim), dtype)
-        k = T.match_buffer(k_handle, (n, num_kv_heads, head_dim), dtype)
-        v = T.match_buffer(v_handle, (n, num_kv_heads, head_dim), dtype)
-        with T.sblock("root"):
-            if n < 8:  # a parallel region costs more than a few tokens
-                for t in T.serial(n):
-                    token(t, qkv, positions, q, k, v, apply_rope)
-            else:
-                for t in T.parallel(n):
-                    token(t, qkv, positions, q, k, v, apply_rope)
-
-    return split_rotary

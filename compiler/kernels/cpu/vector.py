@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import tvm
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -68,11 +69,13 @@ def _typed(dtype: str, lanes: int) -> str:
 
 
 def load(unit: VectorUnit, buffer: Any, *index: Expr) -> Expr:
-    """`unit.lanes` consecutive elements of a float32 or float16 buffer, as float32."""
+    """`unit.lanes` consecutive elements of a float32, float16 or int8 buffer, as float32."""
     place = run(index, unit.lanes)
     value = buffer[place]
     if str(buffer.dtype) == "float32":
         return T.bind(value)
+    if str(buffer.dtype) == "int8":
+        return T.bind(T.cast(T.cast(value, _typed("int32", unit.lanes)), _typed("float32", unit.lanes)))
     if unit.converts_float16:
         return T.bind(T.cast(value, _typed("float32", unit.lanes)))
     return float32_of_half_bits(T.reinterpret(value, dtype=_typed("uint16", unit.lanes)), unit.lanes)
@@ -99,7 +102,7 @@ def copy(unit: VectorUnit, target: Any, to: Sequence[Expr], source: Any, at: Seq
 def prefetch(buffer: Any, index: Sequence[Expr], extent: int) -> None:
     """Ask for `extent` consecutive elements to be brought into the second-level cache. The first level takes fewer
     requests at a time than memory can serve: asking for it was a third slower where all data came from memory."""
-    line = 32 if str(buffer.dtype) == "float16" else 16  # elements in 64 bytes
+    line = 64 // (int(tvm.DataType(str(buffer.dtype)).bits) // 8)  # elements in 64 bytes
     for offset in range(0, extent, line):
         place = run(index, 1, offset)
         read, second_level, data = T.int32(0), T.int32(2), T.int32(1)
@@ -142,6 +145,21 @@ def reduce(vector: Expr, lanes: int, operator: Callable[[Expr, Expr], Expr]) -> 
         low, high = list(range(lanes)), list(range(lanes, 2 * lanes))
         vector = T.bind(operator(tirx.Shuffle([vector], low), tirx.Shuffle([vector], high)))
     return vector
+
+
+def abs_max(vectors: Sequence[Expr], lanes: int) -> Expr:
+    """The largest magnitude in float32 vectors, a scalar."""
+    magnitudes = [T.bind(T.max(vector, constant(0.0, lanes) - vector)) for vector in vectors]
+    largest = magnitudes[0]
+    for magnitude in magnitudes[1:]:
+        largest = T.bind(T.max(largest, magnitude))
+    return reduce(largest, lanes, T.max)
+
+
+def round_to_int8(vector: Expr, lanes: int) -> Expr:
+    """A float32 vector of magnitudes up to 127, rounded to nearest even: 1.5 * 2^23 leaves it in the sum's low bits."""
+    bits = settled(T.reinterpret(vector + constant(12582912.0, lanes), dtype=_typed("int32", lanes)), "int32", lanes)
+    return T.cast(bits - constant(0x4B400000, lanes, "int32"), _typed("int8", lanes))
 
 
 def add(a: Expr, b: Expr) -> Expr:

@@ -1,332 +1,188 @@
-"""Attention kernels against numpy in float64: head sizes, groups, several sequences, pages, windows, rotation."""
+"""Attention kernels against numpy in float64, over pages that lie anywhere: head sizes, groups, windows, types."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import tvm
 
-from mlc_llm.compiler.kernels.cpu.decode import decode_paged, merge_state_inplace
-from mlc_llm.compiler.kernels.cpu.flash import HeadShape
-from mlc_llm.compiler.kernels.cpu.prefill import prefill_paged, prefill_ragged
-from mlc_llm.compiler.kernels.cpu.rope import Rotation, split_rotary
+from mlc_llm.compiler.kernels.cache_kernels import CacheShape
+from mlc_llm.compiler.kernels.cpu.attention import cache_kernels
 from mlc_llm.compiler.kernels.cpu.vector import VectorUnit
+from mlc_llm.compiler.model.rope import inverse_frequencies, parse_rope
+from mlc_llm.runtime.artifact import KVDtype
 
 Array = np.ndarray[Any, Any]
-PAGE_SIZE = 16
+PAGE = 16
+LAYERS, LAYER = 2, 1
+GARBAGE = {"float32": np.nan, "float16": np.nan, "int8": 127}
 
 
 @dataclass(frozen=True)
-class Heads:
-    q: int
-    kv: int
+class Geometry:
+    """What a kernel is built for."""
+
+    heads: int
+    kv_heads: int
     dim: int
-    dtype: str
+    dtype: KVDtype
+    window: int | None = None
 
     @property
-    def tolerance(self) -> float:
-        return 2e-3 if self.dtype == "float16" else 3e-6
-
-    @property
-    def scale(self) -> float:
-        return float(self.dim**-0.5)
+    def group(self) -> int:
+        return self.heads // self.kv_heads
 
 
-HEADS = [Heads(9, 3, 64, "float32"), Heads(2, 2, 80, "float16")]
-MORE_HEADS = [Heads(9, 3, 64, "float16"), Heads(8, 1, 80, "float32"), Heads(8, 1, 128, "float16")]
-MORE_HEADS += [Heads(3, 1, 128, "float32"), Heads(2, 2, 80, "float32")]
-MORE_HEADS += [Heads(4, 4, 64, "float16"), Heads(3, 1, 72, "float16"), Heads(4, 2, 100, "float32")]
-every_heads = pytest.mark.parametrize(
-    "heads", [*HEADS, *(pytest.param(h, marks=pytest.mark.slow) for h in MORE_HEADS)], ids=str
+def rope(dim: int) -> Any:
+    return parse_rope({"rope_theta": 1e4, "head_dim": dim, "max_position_embeddings": 8192})
+
+
+def build(kernel: str, geometry: Geometry, unit: VectorUnit) -> Any:
+    g = geometry
+    cache = CacheShape(LAYERS, g.heads, g.kv_heads, g.dim, rope(g.dim), g.dtype, g.window)
+    return getattr(cache_kernels(cache, unit), kernel)
+
+
+def rotated(x: Array, positions: Array) -> Array:
+    """Rotate `[n, heads, dim]` as transformers' apply_rotary_pos_emb does."""
+    frequencies, factor = inverse_frequencies(rope(x.shape[-1]))
+    angles = (positions[:, None].astype(np.float32) * np.asarray(frequencies, np.float32)).astype(np.float64)
+    cosine, sine = (f(angles)[:, None] * factor for f in (np.cos, np.sin))
+    a, b = np.split(x.astype(np.float64), 2, -1)
+    return np.concatenate([a * cosine - b * sine, b * cosine + a * sine], -1)
+
+
+class Pass:
+    """One forward pass: sequences with a past in the pages, and new tokens. `run` checks all that it changes."""
+
+    def __init__(self, geometry: Geometry, past: list[int], new: list[int], shared: int = 0, seed: int = 0) -> None:
+        """The first `shared` pages of all sequences are the same."""
+        self.geometry, self.past, self.new = geometry, past, new
+        self.random = np.random.default_rng(seed)
+        lengths = [p + n for p, n in zip(past, new, strict=True)]
+        counts = [-(-length // PAGE) for length in lengths]
+        numbers = iter(self.random.permutation(sum(counts) + 3).astype(np.int32))
+        common = [next(numbers) for _ in range(shared)]
+        self.tables = [np.array(common + [next(numbers) for _ in range(count - shared)]) for count in counts]
+        layout = (LAYERS, sum(counts) + 3, 2, geometry.kv_heads, PAGE)
+        self.kv = np.full((*layout, geometry.dim), GARBAGE[geometry.dtype], geometry.dtype)
+        self.scales = np.full(layout, np.nan, np.float32)
+        for table, length in zip(self.tables, past, strict=True):
+            for position in range(length):
+                place = (LAYER, table[position // PAGE], slice(None), slice(None), position % PAGE)
+                self.put(place, self.random.standard_normal((2, geometry.kv_heads, geometry.dim)))
+        fused = geometry.heads + 2 * geometry.kv_heads
+        self.qkv = self.random.standard_normal((sum(new), fused * geometry.dim)).astype(np.float32)
+        self.positions = np.concatenate([np.arange(p, p + n) for p, n in zip(past, new, strict=True)])
+        owners = np.repeat(np.arange(len(new)), new)
+        self.slots = np.array(
+            [self.tables[i][p // PAGE] * PAGE + p % PAGE for i, p in zip(owners, self.positions, strict=True)]
+        )
+
+    def put(self, place: Any, rows: Array) -> None:
+        if self.geometry.dtype == "int8":
+            self.scales[place] = np.abs(rows).max(-1) / 127
+            rows = np.rint(rows / self.scales[place][..., None])
+        self.kv[place] = rows
+
+    def values(self, kv: Array, scales: Array) -> Array:
+        """What stored numbers stand for."""
+        return kv.astype(np.float64) * (scales[..., None] if kv.dtype == np.int8 else 1)
+
+    def run(self, function: Any, batched: bool) -> None:
+        g = self.geometry
+        out = tvm.runtime.tensor(np.full((len(self.qkv), g.heads * g.dim), np.nan, np.float32))
+        qkv = tvm.runtime.tensor(self.qkv)
+        if batched:
+            out, qkv = (tvm.runtime.tensor(x.numpy()[:, None]) for x in (out, qkv))
+        tables: list[Any] = [self.positions, self.slots, [0, *np.cumsum(self.new)]]
+        tables += [[0, *np.cumsum([len(table) for table in self.tables])], np.concatenate(self.tables)]
+        tables += [[p + n for p, n in zip(self.past, self.new, strict=True)]]
+        integers = [tvm.runtime.tensor(np.array(table, np.int32)) for table in tables]
+        kv, scales = tvm.runtime.tensor(self.kv), tvm.runtime.tensor(self.scales)
+        function(qkv, LAYER, *integers, kv, *([scales] if g.dtype == "int8" else []), out)
+        self.expect(kv.numpy(), scales.numpy(), out.numpy().reshape(len(self.qkv), g.heads, g.dim))
+
+    def expect(self, kv: Array, scales: Array, out: Array) -> None:
+        g = self.geometry
+        q, k, v = np.split(self.qkv.reshape(len(self.qkv), -1, g.dim), [g.heads, g.heads + g.kv_heads], axis=1)
+        self.expect_stored(kv, scales, np.stack([rotated(k, self.positions), v], 1))
+        stored, start = self.values(kv, scales)[LAYER], 0
+        for table, past, new in zip(self.tables, self.past, self.new, strict=True):
+            own = slice(start, start + new)
+            # [length, 2, kv_heads, dim] -> each query head's keys and values
+            rows = stored[table].transpose(0, 3, 1, 2, 4).reshape(-1, 2, g.kv_heads, g.dim)[: past + new]
+            keys, values = (np.repeat(rows[:, i], g.group, 1) for i in range(2))
+            distance = np.arange(past, past + new)[:, None] - np.arange(past + new)
+            visible = (distance >= 0) & (distance < (g.window or past + new))
+            scores = np.einsum("qhd,khd->hqk", rotated(q[own], self.positions[own]), keys) * g.dim**-0.5
+            weights = np.where(visible, np.exp(scores - np.where(visible, scores, -1e9).max(-1, keepdims=True)), 0)
+            expected = np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), values)
+            np.testing.assert_allclose(out[own], expected, atol=4e-6, rtol=4e-6)
+            start += new
+
+    def expect_stored(self, kv: Array, scales: Array, rows: Array) -> None:
+        """New keys and values `[n, 2, kv_heads, dim]` are at their slots, and nothing else has changed."""
+        pages, offsets = self.slots // PAGE, self.slots % PAGE
+        found = self.values(kv, scales)[LAYER, pages, :, :, offsets]
+        largest = np.abs(rows).max(-1, keepdims=True)
+        rounding = {"float32": 0, "float16": np.abs(rows) * 2**-11, "int8": largest / 254}[self.geometry.dtype]
+        assert (np.abs(found - rows) <= 2e-6 + 1.01 * rounding).all()
+        for after, before in ((kv, self.kv.copy()), (scales, self.scales.copy())):
+            if after is kv or self.geometry.dtype == "int8":
+                before[LAYER, pages, :, :, offsets] = after[LAYER, pages, :, :, offsets]
+            np.testing.assert_array_equal(after, before)
+
+
+COMMON = [Geometry(9, 3, 64, "float16"), Geometry(9, 3, 64, "int8"), Geometry(2, 2, 80, "float32")]
+RARE = [Geometry(8, 1, 128, "float16"), Geometry(4, 4, 64, "int8"), Geometry(3, 1, 72, "float16")]
+RARE += [Geometry(4, 2, 100, "float32"), Geometry(14, 2, 64, "int8"), Geometry(3, 1, 128, "float32")]
+RARE += [Geometry(4, 2, 12, "float32")]
+geometries = pytest.mark.parametrize(
+    "geometry", [*COMMON, *(pytest.param(g, marks=pytest.mark.slow) for g in RARE)], ids=str
 )
 
 
-def shape(heads: Heads, unit: VectorUnit) -> HeadShape:
-    return HeadShape(heads.q, heads.kv, heads.dim, heads.dtype, unit)
+@geometries
+@pytest.mark.parametrize(
+    "past", [[0], [15], [16], [100], [127], [128], [700], [17, 0, 64, 3, 300], [5, 1000, 30, 2, 63, 64]], ids=str
+)
+def test_a_new_token_of_each_sequence(compiled: Callable[..., Any], geometry: Geometry, past: list[int]) -> None:
+    Pass(geometry, past, [1] * len(past)).run(compiled(build, "decode_attention", geometry), batched=True)
 
 
-def rotation(dim: int, rotary_dim: int | None = None, factor: float = 1.0) -> Rotation:
-    rotary_dim = rotary_dim or dim
-    frequencies = (1e4 ** -(np.arange(0, rotary_dim, 2) / rotary_dim)).astype(np.float32)
-    return Rotation(tuple(float(f) for f in frequencies), factor, dim)
+@geometries
+@pytest.mark.parametrize(
+    ("past", "new"),
+    [([0], [1]), ([0], [100]), ([40], [33]), ([7, 0, 64, 33], [64, 3, 1, 100]), ([300, 0], [1, 90])],
+    ids=str,
+)
+def test_many_new_tokens(compiled: Callable[..., Any], geometry: Geometry, past: list[int], new: list[int]) -> None:
+    Pass(geometry, past, new).run(compiled(build, "prefill_attention", geometry), batched=False)
 
 
-def build_ragged(heads: Heads, window: int | None, unit: VectorUnit) -> Any:
-    return prefill_ragged(shape(heads, unit), rotation(heads.dim), window)
-
-
-def build_paged(heads: Heads, window: int | None, unit: VectorUnit) -> Any:
-    return prefill_paged(shape(heads, unit), rotation(heads.dim) if window else None, window)
-
-
-def build_decode(heads: Heads, sliding: bool, unit: VectorUnit) -> Any:
-    return decode_paged(shape(heads, unit), rotation(heads.dim) if sliding else None, sliding)
-
-
-def build_merge(heads: Heads, unit: VectorUnit) -> Any:
-    return merge_state_inplace(shape(heads, unit))
-
-
-def build_split(heads: Heads, turns: Rotation, unit: VectorUnit) -> Any:
-    return split_rotary(heads.q, heads.kv, turns, heads.dtype, unit)
-
-
-def rotated(x: Array, positions: Array, turns: Rotation) -> Array:
-    """Rotate `[n, heads, dim]` as transformers' apply_rotary_pos_emb does."""
-    half = len(turns.frequencies)
-    angles = (positions[:, None].astype(np.float32) * np.array(turns.frequencies, np.float32)).astype(np.float64)
-    cosine, sine = (f(angles)[:, None] * turns.attention_factor for f in (np.cos, np.sin))
-    a, b, rest = x[..., :half].astype(np.float64), x[..., half : 2 * half].astype(np.float64), x[..., 2 * half :]
-    return np.concatenate([a * cosine - b * sine, b * cosine + a * sine, rest.astype(np.float64)], -1)
-
-
-def attention(q: Array, k: Array, v: Array, visible: Array, scale: float) -> tuple[Array, Array]:
-    """Output and base-2 log-sum-exp of q `[n, hq, d]` over k, v `[m, hkv, d]` where visible `[n, m]`."""
-    group = q.shape[1] // k.shape[1]
-    k, v = (np.repeat(x.astype(np.float64), group, 1) for x in (k, v))
-    scores = np.einsum("qhd,khd->hqk", q.astype(np.float64), k) * scale
-    scores = np.where(visible, scores, -5e4 * np.log(2))
-    peak = scores.max(-1, keepdims=True, initial=-5e4 * np.log(2))
-    weights = np.where(visible, np.exp(scores - peak), 0)
-    total = weights.sum(-1, keepdims=True)
-    total = np.where(total == 0, 1, total)
-    output = np.einsum("hqk,khd->qhd", weights / total, v)
-    return output, ((peak + np.log(total))[..., 0] / np.log(2)).T
-
-
-def integers(values: Any) -> Any:
-    return tvm.runtime.tensor(np.array(values, np.int32))
-
-
-def indptr(lengths: list[int]) -> Any:
-    return integers([0, *np.cumsum(lengths)])
-
-
-class Batch:
-    """Random queries, and output buffers filled with what a kernel must overwrite."""
-
-    def __init__(self, heads: Heads, lengths: list[int], seed: int = 0) -> None:
-        self.heads, self.lengths = heads, lengths
-        self.random = np.random.default_rng(seed)
-        self.q = self.normal(sum(lengths), heads.q, heads.dim)
-        self.output = tvm.runtime.tensor(np.full(self.q.shape, np.nan, heads.dtype))
-        self.lse = tvm.runtime.tensor(np.full(self.q.shape[:2], np.nan, np.float32))
-
-    def normal(self, *size: int) -> Array:
-        return self.random.standard_normal(size).astype(self.heads.dtype)
-
-    def expect(self, output: Array, lse: Array) -> None:
-        np.testing.assert_allclose(self.output.numpy(), output, atol=self.heads.tolerance, rtol=self.heads.tolerance)
-        np.testing.assert_allclose(self.lse.numpy(), lse, atol=5e-6, rtol=2e-6)
-
-
-class Pages:
-    """Sequences in shuffled pages whose unused slots are NaN. A sequence holds `sink` keys, then, `offset` slots into
-    its pages, the rest of its keys."""
-
-    def __init__(self, batch: Batch, lengths: list[int], sink: int = 0, offset: int = 0) -> None:
-        heads = batch.heads
-        self.k, self.v, table, self.last = [], [], [], []
-        counts = [-(-(n - sink + offset) // PAGE_SIZE) if n else 0 for n in lengths]
-        ids = batch.random.permutation(sum(counts) + 3)
-        self.pages = np.full((len(ids), 2, heads.kv, PAGE_SIZE, heads.dim), np.nan, heads.dtype)
-        for n, count in zip(lengths, counts, strict=True):
-            own, ids = ids[:count], ids[count:]
-            k, v = batch.normal(n, heads.kv, heads.dim), batch.normal(n, heads.kv, heads.dim)
-            for j in range(n):
-                slot = j if j < sink else j - sink + offset
-                self.pages[own[slot // PAGE_SIZE], 0, :, slot % PAGE_SIZE] = k[j]
-                self.pages[own[slot // PAGE_SIZE], 1, :, slot % PAGE_SIZE] = v[j]
-            table.extend(own)
-            self.k.append(k)
-            self.v.append(v)
-            self.last.append((n - sink + offset - 1) % PAGE_SIZE + 1 if n else 0)
-        many = len(lengths)
-        self.indptr, self.table = indptr(counts), integers(table)
-        self.length_info = integers(self.last)
-        self.sliding_info = integers([self.last, [offset] * many, [sink] * many])
-
-
-def causal(n: int, m: int, window: int | None = None) -> Array:
-    """The last n of m tokens see themselves and what is before them."""
-    distance = np.arange(m - n, m)[:, None] - np.arange(m)
-    seen: Array = (distance >= 0) & (distance < (window or m + 1))
-    return seen
-
-
-def join(parts: list[tuple[Array, Array]]) -> tuple[Array, Array]:
-    outputs, lse = zip(*parts, strict=True)
-    return np.concatenate(outputs), np.concatenate(lse)
-
-
-@every_heads
-@pytest.mark.parametrize("lengths", [[1], [100], [7, 64, 0, 33]], ids=str)
-def test_new_tokens_attend_to_each_other(compiled: Callable[..., Any], heads: Heads, lengths: list[int]) -> None:
-    batch = Batch(heads, lengths)
-    k, v = (batch.normal(sum(lengths), heads.kv, heads.dim) for _ in range(2))
-    rows = indptr(lengths)
-    nothing = integers(np.zeros(sum(lengths)))
-    offsets = integers(np.zeros(len(lengths)))
-    tensors = [tvm.runtime.tensor(x) for x in (batch.q, k, v)]
-    for is_causal in (1, 0):
-        compiled(build_ragged, heads, None)(
-            tensors[0], rows, *tensors[1:], rows, nothing, offsets, batch.output, batch.lse, is_causal, 0, 1.0, 1e4,
-            heads.scale,
-        )  # fmt: skip
-        parts, start = [], 0
-        for n in lengths:
-            own = slice(start, start + n)
-            seen = causal(n, n) if is_causal else np.ones((n, n), bool)
-            parts.append(attention(batch.q[own], k[own], v[own], seen, heads.scale))
-            start += n
-        batch.expect(*join(parts))
-
-
-@pytest.mark.parametrize("window", [24, *(pytest.param(w, marks=pytest.mark.slow) for w in (1, 70))])
+@pytest.mark.parametrize("window", [24, *(pytest.param(w, marks=pytest.mark.slow) for w in (1, 64, 70))])
 def test_a_window_hides_what_is_too_far_back(compiled: Callable[..., Any], window: int) -> None:
-    heads, n = HEADS[0], 200
-    batch = Batch(heads, [n])
-    k, v = (batch.normal(n, heads.kv, heads.dim) for _ in range(2))
-    rows, nothing = indptr([n]), integers(np.zeros(n))
-    tensors = [tvm.runtime.tensor(x) for x in (batch.q, k, v)]
-    compiled(build_ragged, heads, window)(
-        tensors[0], rows, *tensors[1:], rows, nothing, integers([0]), batch.output, batch.lse, 1, 0, 1.0, 1e4,
-        heads.scale,
-    )  # fmt: skip
-    batch.expect(*attention(batch.q, k, v, causal(n, n, window), heads.scale))
+    geometry = replace(COMMON[0], window=window)
+    decode, prefill = (compiled(build, f"{name}_attention", geometry) for name in ("decode", "prefill"))
+    for past in ([10], [22, 23, 24, 25], [150, 3, 700]):
+        Pass(geometry, past, [1] * len(past)).run(decode, batched=True)
+    for past, new in (([0], [200]), ([150, 3], [40, 90])):
+        Pass(geometry, past, new).run(prefill, batched=False)
 
 
-@every_heads
-def test_prefill_attends_to_pages(compiled: Callable[..., Any], heads: Heads) -> None:
-    lengths, history = [5, 40, 3], [100, 0, 16]
-    batch = Batch(heads, lengths)
-    pages = Pages(batch, history)
-    for is_causal in (0, 1):
-        if is_causal and min(history) < max(lengths):
-            history, lengths = [100], [40]
-            batch = Batch(heads, lengths)
-            pages = Pages(batch, history)
-        compiled(build_paged, heads, None)(
-            tvm.runtime.tensor(batch.q), indptr(lengths), tvm.runtime.tensor(pages.pages), pages.indptr, pages.table,
-            pages.length_info, integers([0] * len(lengths)), integers([0] * sum(lengths)), batch.output, batch.lse,
-            is_causal, 0, 1.0, 1e4, heads.scale,
-        )  # fmt: skip
-        parts, start = [], 0
-        for n, m, k, v in zip(lengths, history, pages.k, pages.v, strict=True):
-            seen = causal(n, m) if is_causal else np.ones((n, m), bool)
-            parts.append(attention(batch.q[start : start + n], k, v, seen, heads.scale))
-            start += n
-        batch.expect(*join(parts))
+@pytest.mark.parametrize("geometry", COMMON[:2], ids=str)
+def test_sequences_share_pages(compiled: Callable[..., Any], geometry: Geometry) -> None:
+    decode, prefill = (compiled(build, f"{name}_attention", geometry) for name in ("decode", "prefill"))
+    Pass(geometry, [40, 32, 70], [1, 1, 1], shared=2).run(decode, batched=True)
+    Pass(geometry, [40, 32, 70], [5, 1, 20], shared=2).run(prefill, batched=False)
 
 
-@pytest.mark.parametrize("is_causal", [0, 1], ids=["all", "windowed"])
-def test_prefill_attends_to_a_window_of_pages(compiled: Callable[..., Any], is_causal: int) -> None:
-    heads, window, lengths, history = HEADS[0], 70, [90, 9], [69, 30]
-    batch = Batch(heads, lengths)
-    pages = Pages(batch, history, sink=0 if is_causal else 4, offset=9)
-    compiled(build_paged, heads, window)(
-        tvm.runtime.tensor(batch.q), indptr(lengths), tvm.runtime.tensor(pages.pages), pages.indptr, pages.table,
-        pages.sliding_info, integers([0, 0]), integers([0] * sum(lengths)), batch.output, batch.lse, is_causal, 0, 1.0,
-        1e4, heads.scale,
-    )  # fmt: skip
-    parts, start = [], 0
-    for n, m, k, v in zip(lengths, history, pages.k, pages.v, strict=True):
-        # token t stands at m + t and sees keys from m + t - window + 1 on
-        seen = causal(n, m + n, window)[:, :m] if is_causal else np.ones((n, m), bool)
-        parts.append(attention(batch.q[start : start + n], k, v, seen, heads.scale))
-        start += n
-    batch.expect(*join(parts))
-
-
-@every_heads
-@pytest.mark.parametrize("history", [[1], [16], [100], [700], [17, 0, 64, 3, 300]], ids=str)
-def test_decode_attends_to_pages(compiled: Callable[..., Any], heads: Heads, history: list[int]) -> None:
-    many = len(history)
-    batch = Batch(heads, [1] * many)
-    pages = Pages(batch, history)
-    compiled(build_decode, heads, False)(
-        tvm.runtime.tensor(batch.q), tvm.runtime.tensor(pages.pages), pages.indptr, pages.table, pages.length_info,
-        integers([0] * many), integers(history), batch.output, batch.lse, 0, 1.0, 1e4, heads.scale,
-    )  # fmt: skip
-    parts = [
-        attention(batch.q[i : i + 1], pages.k[i], pages.v[i], np.ones((1, m), bool), heads.scale)
-        for i, m in enumerate(history)
-    ]
-    batch.expect(*join(parts))
-
-
-@pytest.mark.parametrize("rotary_mode", [0, 1], ids=["rotated keys", "unrotated keys"])
-def test_decode_attends_to_a_sink_and_a_window(compiled: Callable[..., Any], rotary_mode: int) -> None:
-    heads, history, turns = HEADS[0], [90, 20, 33], rotation(64)
-    batch = Batch(heads, [1] * 3)
-    pages = Pages(batch, history, sink=4, offset=23)
-    compiled(build_decode, heads, True)(
-        tvm.runtime.tensor(batch.q), tvm.runtime.tensor(pages.pages), pages.indptr, pages.table, pages.sliding_info,
-        integers([0, 5, 0]), integers([90, 25, 33]), batch.output, batch.lse, rotary_mode, 1.0, 1e4, heads.scale,
-    )  # fmt: skip
-    parts = []
-    for i, (m, first) in enumerate(zip(history, [0, 5, 0], strict=True)):
-        q, k = batch.q[i : i + 1], pages.k[i]
-        if rotary_mode:
-            q, k = rotated(q, np.array([first + m]), turns), rotated(k, first + np.arange(m), turns)
-        parts.append(attention(q, k, pages.v[i], np.ones((1, m), bool), heads.scale))
-    batch.expect(*join(parts))
-
-
-def test_new_tokens_are_rotated_in_the_kernel_for_caches_of_unrotated_keys(compiled: Callable[..., Any]) -> None:
-    heads, lengths, turns = HEADS[0], [70, 5], rotation(64)
-    batch = Batch(heads, lengths)
-    k, v = (batch.normal(75, heads.kv, heads.dim) for _ in range(2))
-    positions = np.concatenate([10 + np.arange(70), np.arange(5)])
-    rows = indptr(lengths)
-    tensors = [tvm.runtime.tensor(x) for x in (batch.q, k, v)]
-    compiled(build_ragged, heads, None)(
-        tensors[0], rows, *tensors[1:], rows, integers(positions), integers([10, 0]), batch.output, batch.lse, 1, 1,
-        1.0, 1e4, heads.scale,
-    )  # fmt: skip
-    q, k = rotated(batch.q, positions, turns), rotated(k, positions, turns)
-    batch.expect(
-        *join(
-            [attention(q[s], k[s], v[s], causal(n, n), heads.scale) for s, n in ((slice(70), 70), (slice(70, 75), 5))]
-        )
-    )
-
-
-@every_heads
-@pytest.mark.parametrize("tokens", [1, 40])
-def test_merged_states_are_attention_over_both_sets_of_keys(
-    compiled: Callable[..., Any], heads: Heads, tokens: int
-) -> None:
-    batch = Batch(heads, [tokens])
-    k, v = (batch.normal(50, heads.kv, heads.dim) for _ in range(2))
-    one, two, both = np.arange(50) < 20, np.arange(50) >= 20, np.ones(50, bool)
-    nothing = np.zeros(50, bool)
-    for first, second, union in ((one, two, both), (one, nothing, one), (nothing, two, two)):
-        states = []
-        for seen in (first, second):
-            output, lse = attention(batch.q, k, v, np.tile(seen, (tokens, 1)), heads.scale)
-            states += [tvm.runtime.tensor(output.astype(heads.dtype)), tvm.runtime.tensor(lse.astype(np.float32))]
-        compiled(build_merge, heads)(*states)
-        batch.output, batch.lse = states[:2]
-        batch.expect(*attention(batch.q, k, v, np.tile(union, (tokens, 1)), heads.scale))
-
-
-@every_heads
-@pytest.mark.parametrize("tokens", [1, 20])
-def test_queries_and_keys_are_rotated_and_split(compiled: Callable[..., Any], heads: Heads, tokens: int) -> None:
-    random = np.random.default_rng(0)
-    qkv = random.standard_normal((tokens, heads.q + 2 * heads.kv, heads.dim)).astype(heads.dtype)
-    positions = random.integers(0, 8192, tokens)
-    partial = heads.dim // 2
-    for turns in (rotation(heads.dim), rotation(heads.dim, partial, 1.25)):
-        for apply in (1, 0):
-            q, k, v = (
-                tvm.runtime.tensor(np.zeros((tokens, h, heads.dim), heads.dtype)) for h in (heads.q, heads.kv, heads.kv)
-            )
-            compiled(build_split, heads, turns)(tvm.runtime.tensor(qkv), integers(positions), q, k, v, apply)
-            expected = rotated(qkv, positions, turns) if apply else qkv
-            for found, part in ((q, expected[:, : heads.q]), (k, expected[:, heads.q : -heads.kv])):
-                np.testing.assert_allclose(found.numpy(), part, atol=heads.tolerance, rtol=heads.tolerance)
-            np.testing.assert_array_equal(v.numpy(), qkv[:, -heads.kv :])
+def test_large_scores_and_zeros(compiled: Callable[..., Any]) -> None:
+    for geometry in COMMON[:2]:
+        one = Pass(geometry, [90], [1])
+        one.qkv[:, : geometry.heads * geometry.dim] *= 30  # one key takes all the weight
+        one.qkv[:, -geometry.dim :] = 0  # a row without a largest number
+        one.run(compiled(build, "decode_attention", geometry), batched=True)
