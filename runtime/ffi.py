@@ -155,14 +155,19 @@ def tensor(address: int, dtype: str, sizes: Sequence[int], memory: Any) -> "Tens
 
 
 def _view(owner: int, address: int, dtype: str, sizes: Sequence[int], memory: Any) -> "Tensor":
+    form = _form(address, dtype, sizes)
+    handle = _Handle()
+    _check(_lib.create_view(owner, ctypes.byref(form), ctypes.byref(handle)))
+    return Tensor(handle.value or 0, memory)
+
+
+def _form(address: int, dtype: str, sizes: Sequence[int]) -> _DLTensor:
+    """A contiguous tensor at `address`; keeps its own shape and strides alive."""
     code, bits, _ = _TYPES[dtype]
     rank = len(sizes)
     extents = (ctypes.c_int64 * rank)(*sizes)
     strides = (ctypes.c_int64 * rank)(*(prod(sizes[axis + 1 :]) for axis in range(rank)))
-    form = _DLTensor(address, _CPU, 0, rank, code, bits, 1, extents, strides)
-    handle = _Handle()
-    _check(_lib.create_view(owner, ctypes.byref(form), ctypes.byref(handle)))
-    return Tensor(handle.value or 0, memory)
+    return _DLTensor(address, _CPU, 0, rank, code, bits, 1, extents, strides)
 
 
 class Object:
@@ -287,7 +292,14 @@ class Tensor(Object):
         """A numpy array over the same memory; types that numpy lacks come as their bits."""
         import numpy as np
 
-        return np.frombuffer(self.bytes(), np.dtype(_TYPES[self.dtype][2])).reshape(self.shape)
+        form = self._form
+        sizes = form.shape[: form.ndim]
+        nbytes = prod(sizes) * form.bits // 8
+        exposed: Any = (ctypes.c_char * nbytes).from_address((form.data or 0) + form.byte_offset)
+        exposed.owner = self
+        dtype = _TYPES[_NAMES[form.code, form.bits]][2]
+        array: np.ndarray[Any, Any] = np.frombuffer(exposed, dtype).reshape(sizes)
+        return array
 
     def __dlpack__(self, **options: Any) -> Any:
         return self.numpy().__dlpack__(**options)
@@ -298,6 +310,20 @@ class Tensor(Object):
     @property
     def _form(self) -> _DLTensor:
         return _DLTensor.from_address(self.handle + _HEADER_BYTES)
+
+
+class Reshape:
+    """Views of one shape and type: `tensor.view` for what every step of a model does."""
+
+    def __init__(self, sizes: Sequence[int], dtype: str) -> None:
+        self._form = _form(0, dtype, sizes)
+
+    def __call__(self, source: Tensor) -> Tensor:
+        """The memory of `source` in that shape."""
+        self._form.data = source.address
+        handle = _Handle()
+        _check(_lib.create_view(source.handle, ctypes.byref(self._form), ctypes.byref(handle)))
+        return Tensor(handle.value or 0, source.memory)
 
 
 class Lent(Object):

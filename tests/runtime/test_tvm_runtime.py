@@ -13,7 +13,8 @@ import pytest
 
 from mlc_llm.runtime import tvm_runtime
 from mlc_llm.runtime.errors import EngineError, ModelFileError
-from mlc_llm.runtime.tvm_runtime import Arena, numpy_dtype, one_line, tensor, view
+from mlc_llm.runtime.ffi import FFIError, Lent, Reshape
+from mlc_llm.runtime.tvm_runtime import Arena, global_function, load_runtime, numpy_dtype, one_line, tensor, view
 
 
 def in_new_process(code: str, **environment: str) -> str:
@@ -101,6 +102,32 @@ def test_arrays_become_tensors_without_a_copy() -> None:
     shared = view(tensor(array), (3, 2))
     array[1, 2] = 5
     assert np.from_dlpack(shared)[2, 1] == 5
+
+
+def test_views_of_one_shape_are_made_again_and_again() -> None:
+    load_runtime()
+    halves = Reshape((3, 2), "float32")
+    for start in (0, 100):
+        array = np.arange(start, start + 6, dtype=np.float32).reshape(2, 3)
+        shared = halves(tensor(array))
+        array[1, 2] = -1
+        assert shared.numpy().tolist() == [[start, start + 1], [start + 2, start + 3], [start + 4, -1]]
+
+
+def test_memory_is_lent_for_a_call_and_calls_are_prepared() -> None:
+    load_runtime()
+    source, target = np.arange(8, dtype=np.float32), np.zeros(8, np.float32)
+    given, taken = Lent("float32"), Lent("float32")
+    copy = global_function("runtime.TVMTensorCopyFromTo").prepared(given, taken)
+    for first, count in ((0, 8), (2, 3)):
+        target[:] = 0
+        given.point(source[first:].ctypes.data, count)
+        taken.point(target.ctypes.data, count)
+        copy()
+        assert target.tolist() == [*source[first : first + count].tolist(), *[0] * (8 - count)]
+    taken.point(target.ctypes.data, 4)  # another size
+    with pytest.raises(FFIError):
+        copy()
 
 
 @pytest.mark.parametrize(("dtype", "carrier"), [("bfloat16", "uint16"), ("float8_e4m3fn", "uint8")])
