@@ -23,7 +23,7 @@ from .rope import Rotation, emit_angles
 from .vector import constant, copy, exp2, prefetch, settled, span, splat
 
 MAX_CHUNKS = 64
-CHUNK_WORK = 1 << 16  # multiplications by keys that a thread must have before it is worth waking
+CHUNK_WORK = 1 << 17  # multiplications by keys that make a chunk worth its part of the combination
 
 
 class _Decode:
@@ -42,9 +42,8 @@ class _Decode:
         self.outputs = T.alloc_buffer((*rows, shape.head_dim), "float32")
         self.maxima, self.totals = T.alloc_buffer(rows, "float32"), T.alloc_buffer(rows, "float32")
         self.blocks = self._count_blocks()
-        most = T.min(T.call_packed("runtime.NumThreads"), MAX_CHUNKS)
         block_work = KEY_BLOCK * shape.num_q_heads * shape.head_dim
-        self.chunks = settled(T.max(1, T.min(most, self.blocks // max(1, CHUNK_WORK // block_work))))
+        self.chunks = settled(T.max(1, T.min(MAX_CHUNKS, self.blocks // max(1, CHUNK_WORK // block_work))))
         with T.If(self.chunks == 1):
             with T.Then():
                 self._chunk(0)
