@@ -1,6 +1,7 @@
 """A model that is ready to run: its library, its parameters and its KV cache."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache as cache_calls
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,12 +11,13 @@ from .artifact import LibraryMetadata, load_chat_config
 from .derived import Reading
 from .devices import resolve_device
 from .errors import EngineError, RequestError
+from .ffi import Reshape, Tensor
 from .kv_cache import KVCache
 from .library import Library
 from .parameters import Progress, load_parameters
 from .sampling_kernels import LibrarySampling, SamplingKernels
 from .sampling_kernels import Logits as Logits
-from .tvm_runtime import ALIGNMENT, Arena, one_line, tensor, view
+from .tvm_runtime import ALIGNMENT, Arena, one_line, tensor
 
 
 class LanguageModel(Protocol):
@@ -56,6 +58,10 @@ class Model:
         # Kernels read aligned memory only, which a fresh numpy array is not.
         room = max(self._chunk, cache.max_num_sequence)
         self._token_buffer = Arena(4 * room + ALIGNMENT).array((room,), np.dtype(np.int32))
+        self._token_buffer[0] = 0
+        hidden: Tensor = self._functions["embed"](tensor(self._token_buffer[:1]), params)
+        self._hidden_size, self._hidden_dtype = hidden.shape[-1], hidden.dtype
+        self._decoding = cache_calls(lambda count: self._embedding((count, 1)))
 
     @classmethod
     def load(
@@ -147,20 +153,23 @@ class Model:
         """
         count = len(tokens)
         self._token_buffer[:count] = tokens
-        ids = self._token_buffer[:count]
         state = self._cache.begin_forward(sequences, [count // len(sequences)] * len(sequences))
         try:
-            embeds = self._functions["embed"](tensor(ids), self._params)
-            shape = (count, 1) if "decode" in name else (1, count)
-            embeds = view(embeds, (*shape, embeds.shape[-1]))
-            logits = self._functions[name](embeds, state, self._params)
-            return np.asarray(np.from_dlpack(logits), np.float32)
+            embed, shaped = self._decoding(count) if "decode" in name else self._embedding((1, count))
+            logits: Logits = self._functions[name](shaped(embed()), state, self._params).numpy()
+            return logits
         except BaseException as error:
             for sequence in sequences:
                 self._cache.remove(sequence)
             if isinstance(error, Exception):
                 raise EngineError(f"the model's function {name!r} failed: {one_line(error)}") from None
             raise
+
+    def _embedding(self, shape: tuple[int, int]) -> tuple[Callable[[], Tensor], Reshape]:
+        """What looks up the tokens at the start of the buffer, and what gives the result the shape [*shape, hidden]."""
+        ids = tensor(self._token_buffer[: shape[0] * shape[1]])
+        embed: Callable[[], Tensor] = self._functions["embed"].prepared(ids, self._params)
+        return embed, Reshape((*shape, self._hidden_size), self._hidden_dtype)
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         """The embedding kernel reads whatever lies at a token's row, so the range is checked here."""
