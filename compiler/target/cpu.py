@@ -7,8 +7,9 @@ from ...runtime.devices import cpu_features, host_architecture
 from ...runtime.errors import UsageError
 from .target import CompileTarget
 
-# LLVM's feature name -> the flag of /proc/cpuinfo; only those that code generation uses and that older CPUs lack
+# LLVM's feature name -> the flag of /proc/cpuinfo; only those that code generation uses
 _X86_FLAGS = {
+    "sse2": "sse2",
     "ssse3": "ssse3",
     "sse4.1": "sse4_1",
     "sse4.2": "sse4_2",

@@ -1,12 +1,13 @@
 """Activations as integers: what integer matrix kernels multiply the codes of quantized weights by.
 
 A row of x is cut into the groups of the weights. Each group has one float32 scale and is rounded to 8 bits (one plane
-of signed bytes, |q| <= 127) or 16 bits (two planes, q = 256 high + low, |q| <= 127 * 256):
+of signed bytes, |q| <= 127) or 16 bits (two planes, q = 256 high + low, |q| <= 127 * 256; one plane of 16-bit numbers
+where instructions multiply those):
 
     x[k] ~ scale[group] * q[k]
 
-Kernels multiply four inputs at a time: a `quad` is an int32 of four signed bytes. Words of 4-bit codes give their even
-codes by one mask and their odd codes by a shift and a mask, so the quads of 4-bit groups are (0 2 4 6) (1 3 5 7) ...
+Kernels multiply a word at a time: an int32 of four bytes or of two 16-bit numbers. They take words of codes out of the
+stored ones by shifts and masks, and activations lie in that order: (0 2 4 6) (1 3 5 7) ... for bytes and 4-bit codes.
 """
 # mypy: ignore-errors
 
@@ -17,10 +18,11 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..builder import load, local, splat, store
+from .dot import IntegerDot
 from .storage import GroupStorage
 from .vector import add, reduce
 
-_LARGEST = {1: 127.0, 2: 127.0 * 256}  # planes -> the largest |q|
+_LARGEST = {8: 127.0, 16: 127.0 * 256}  # bits -> the largest |q|
 _SMALLEST = 1e-30  # of a group's largest |x|: its reciprocal is finite
 _ROUND = 12582912.0  # 1.5 * 2^23: a float32 sum with it holds the rounded number in its low bits
 _ROUND_BITS = 0x4B400000
@@ -28,25 +30,39 @@ _ROUND_BITS = 0x4B400000
 
 @dataclass(frozen=True)
 class ActivationFormat:
-    """How rows of x [columns] are stored for weights of `storage`, in `planes` bytes each."""
+    """How rows of x [columns] are stored to be multiplied by weights of `storage`."""
 
     storage: GroupStorage
     columns: int
-    planes: int
+    dot: IntegerDot
+    activation_bits: int  # at least: 8 or 16
 
     @property
     def groups(self) -> int:
         return self.storage.groups(self.columns)
 
     @property
-    def quads(self) -> int:
-        """Quads of one plane of a group."""
-        return self.storage.group_size // 4
+    def bits(self) -> int:
+        return max(self.activation_bits, self.dot.number_bits)
+
+    @property
+    def planes(self) -> int:
+        return self.bits // self.dot.number_bits
+
+    @property
+    def plane_words(self) -> int:
+        """Words of one plane of a group."""
+        return self.storage.group_size * self.dot.number_bits // 32
 
     @property
     def words(self) -> int:
-        """int32 of a group of one row, its planes one after the other, the high bytes first."""
-        return self.quads * self.planes
+        """Words of a group of one row, its planes one after the other, the high bytes first."""
+        return self.plane_words * self.planes
+
+    @property
+    def zero_point(self) -> int:
+        """The zero point of the codes as they are multiplied."""
+        return self.storage.zero_point - self.dot.code_offset(self.storage.bits)
 
 
 class Activations:
@@ -95,8 +111,8 @@ class Activations:
         for part in parts[1:]:
             store(peak, T.max(load(peak, width), T.abs(load(part, width))), width)
         T.buffer_store(scalars, T.max(reduce(load(peak, width), width, T.max), T.float32(_SMALLEST)), [0])
-        T.buffer_store(scalars, scalars[0] * T.float32(1 / _LARGEST[form.planes]), [1])
-        T.buffer_store(scalars, T.float32(_LARGEST[form.planes]) / scalars[0], [2])
+        T.buffer_store(scalars, scalars[0] * T.float32(1 / _LARGEST[form.bits]), [1])
+        T.buffer_store(scalars, T.float32(_LARGEST[form.bits]) / scalars[0], [2])
         T.buffer_store(self.scales, scalars[1], [*place])
         total, code = local(width, "int32"), local(width, "int32")
         for v, part in enumerate(parts):
@@ -110,19 +126,27 @@ class Activations:
                     0, T.shift_right(load(code, width) + splat(T.int32(128), width), splat(T.int32(8), width))
                 )
             for plane, values in enumerate(planes):
-                quads = _quads(T.cast(values, f"int8x{width}"), width, form.storage.bits)
-                first = plane * form.quads + v * (width // 4)
-                T.buffer_store(self.codes, quads, [*place, T.ramp(first, 1, width // 4)])
+                count = width * form.dot.number_bits // 32
+                index = T.ramp(plane * form.plane_words + v * count, 1, count)
+                T.buffer_store(self.codes, _words(form, values, width), [*place, index])
         q = local(1, "int32")
         T.buffer_store(q, reduce(load(total, width), width, add), [0])
-        T.buffer_store(self.offsets, q[0] * T.int32(-form.storage.zero_point), [*place])
+        T.buffer_store(self.offsets, q[0] * T.int32(-form.zero_point), [*place])
         if self.sums is not None:
             T.buffer_store(self.sums, T.cast(q[0], "float32") * scalars[1], [*place])
 
 
-def _quads(values, width: int, bits: int):
-    """int8 x width -> int32 x width / 4, in the order of the codes in masked words."""
-    if bits == 4:
-        order = [8 * word + 2 * i + odd for word in range(width // 8) for odd in (0, 1) for i in range(4)]
+def _words(form: ActivationFormat, values, width: int):
+    """int32 x width -> words of their low bits, in the order of the codes in words that are taken out."""
+    bits = form.dot.number_bits
+    taken = bits // form.storage.bits  # out of a stored word
+    values = T.cast(values, f"int{bits}x{width}")
+    if taken > 1:
+        order = [
+            first + i + taken * j
+            for first in range(0, width, form.storage.codes_per_word)
+            for i in range(taken)
+            for j in range(32 // bits)
+        ]
         values = tirx.Shuffle([values], order)
-    return T.reinterpret(values, dtype=f"int32x{width // 4}")
+    return T.reinterpret(values, dtype=f"int32x{width * bits // 32}")

@@ -1,6 +1,6 @@
 """Which kernel does what: from (operation, storage of the weights, instruction set) to a PrimFunc.
 
-weights                      AVX-512 VNNI, ...        other instruction sets, or activation_bits = 32
+weights                      x86, NEON dotprod        other instruction sets, or activation_bits = 32
 codes in groups              integer_matmul           float_matmul
 plain numbers                float_matmul             float_matmul
 """
@@ -81,19 +81,20 @@ class KernelTable:
 
     def fuses(self, operation: Matmul) -> bool:
         """Whether the kernel of a multiplication can norm its input and activate its output."""
-        return self._dot(operation) is not None
+        return self._dot(operation, 16) is not None
 
-    def _dot(self, operation: Matmul) -> IntegerDot | None:
+    def _dot(self, operation: Matmul, activation_bits: int) -> IntegerDot | None:
         if self.activation_bits > 16 or isinstance(operation.storage, DenseStorage):
             return None
-        return integer_dot(self.target)
+        return integer_dot(self.target, operation.storage.bits, activation_bits)
 
     def _make(self, operation: Operation, single: bool) -> tirx.PrimFunc:
         if isinstance(operation, RMSNorm):
             return layers.rms_norm(operation.features, operation.eps, single=single)
         if isinstance(operation, SwiGLU):
             return layers.silu_mul(operation.features, single=single)
-        dot = self._dot(operation)
+        activation_bits = 16 if single else self.activation_bits  # memory is the limit of one row: 16 bits cost nothing
+        dot = self._dot(operation, activation_bits)
         if dot is None:
             return (
                 float_matmul.gemv(operation)
@@ -102,6 +103,4 @@ class KernelTable:
                     operation, **float_matmul.tiling(self.target.lanes, self.target.vector_registers)
                 )
             )
-        if single:  # memory is the limit: 16 bits cost nothing
-            return integer_matmul.gemv(operation, dot, planes=2)
-        return integer_matmul.gemm(operation, dot, planes=self.activation_bits // 8)
+        return (integer_matmul.gemv if single else integer_matmul.gemm)(operation, dot, activation_bits)

@@ -1,33 +1,52 @@
 """Multiplication kernels with quantized activations against float64 numpy: storages, tails, fused norms, activations,
-biases and residuals, for every instruction set with integer dot products that this machine can run."""
+biases and residuals, for every instruction set with integer dot products that this machine can run or qemu can."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import tvm
+from compiled_kernels import AARCH64, Kernel, aarch64_target, compiled, needs_qemu
 from numpy.typing import NDArray
 
-from mlc_llm.compiler.kernels.cpu import integer_matmul
 from mlc_llm.compiler.kernels.cpu.dot import IntegerDot, integer_dot
+from mlc_llm.compiler.kernels.cpu.integer_matmul import gemm, gemv
 from mlc_llm.compiler.kernels.cpu.matmul import Matmul
 from mlc_llm.compiler.kernels.cpu.storage import TILE, GroupStorage, tiles
 from mlc_llm.compiler.target import CompileTarget, resolve_target
 from mlc_llm.runtime.devices import cpu_features
 
 Array = NDArray[np.generic]
-# processor -> what it needs of the machine that runs the test
-_PROCESSORS = {"znver4": {"avx512_vnni", "avx512vl", "avx512_bf16"}}
-RUNNABLE = [name for name, needs in _PROCESSORS.items() if needs <= cpu_features()]
+# processor -> what it needs of the machine that runs the test. "vnni-256" is AVX-VNNI in AVX-512's encoding.
+_PROCESSORS = {
+    "cascadelake": {"avx512_vnni", "avx512vl", "avx512bw", "avx512cd"},
+    "skylake-avx512": {"avx512bw", "avx512vl", "avx512cd"},
+    "alderlake": {"avx_vnni"},
+    "vnni-256": {"avx512_vnni", "avx512vl"},
+    "x86-64-v3": {"avx2", "fma", "bmi2"},
+    "x86-64-v2": {"ssse3", "sse4_2"},
+    "x86-64": {"sse2"},
+}
+NATIVE = [name for name, needs in _PROCESSORS.items() if needs <= cpu_features()]
+EMULATED = [pytest.param(name, marks=needs_qemu) for name in ("cortex-a76", "neoverse-v1")]
+RUNNABLE = [*NATIVE, *EMULATED]
 # largest error of an output relative to the length of its row of x: 16-bit and 8-bit activations
-TOLERANCE = {2: 1e-4, 1: 2e-2}
-
-pytestmark = pytest.mark.skipif(not RUNNABLE, reason="no integer dot products on this machine")
+TOLERANCE = {16: 1e-4, 8: 2e-2}
 
 
-def target_of(processor: str) -> tuple[CompileTarget, IntegerDot]:
-    target = resolve_target(f"cpu:{processor}")
-    dot = integer_dot(target)
+def target_of(processor: str) -> CompileTarget:
+    if processor in AARCH64:
+        return aarch64_target(processor)
+    if processor != "vnni-256":
+        return resolve_target(f"cpu:{processor}")
+    target = resolve_target("cpu:x86-64-v3")
+    attributes = target.attributes | {"mattr": ["+avx512vl", "+avx512vnni"]}
+    return replace(target, attributes=attributes, cpu_features=("avx_vnni",))
+
+
+def dot_of(target: CompileTarget, storage: GroupStorage, activation_bits: int = 16) -> IntegerDot:
+    dot = integer_dot(target, storage.bits, activation_bits)
     assert dot is not None
-    return target, dot
+    return dot
 
 
 def random_weights(storage: GroupStorage, n: int, k: int, seed: int = 0) -> tuple[list[Array], NDArray[np.float64]]:
@@ -54,13 +73,10 @@ def random_weights(storage: GroupStorage, n: int, k: int, seed: int = 0) -> tupl
     return tensors, matrix.reshape(rows, -1)[:n, :k]
 
 
-def run(function: tvm.tirx.PrimFunc, target: CompileTarget, *arrays: Array) -> Array:
-    """Compile and run a kernel; returns what it made of the last array."""
-    module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
-    tensors = [tvm.runtime.tensor(array) for array in arrays]
-    tvm.compile(module, target=target.tvm_target())["kernel"](*tensors)
-    result: Array = tensors[-1].numpy()
-    return result
+def run(kernel: Kernel, *arrays: Array) -> Array:
+    """Call a kernel; returns what it made of the last array."""
+    kernel(*arrays)
+    return arrays[-1]
 
 
 STORAGES = {
@@ -72,67 +88,76 @@ STORAGES = {
 }
 
 
-@pytest.mark.parametrize("planes", [1, 2])
-@pytest.mark.parametrize("processor", RUNNABLE)
+@pytest.mark.parametrize("activation_bits", [8, 16])
+@pytest.mark.parametrize(("n", "k"), [(64, 96), (41, 73)])
 @pytest.mark.parametrize("storage", STORAGES.values(), ids=STORAGES.keys())
-@pytest.mark.parametrize(("n", "k"), [(64, 96), (41, 72), (16, 33)])
-def test_products_equal_numpy(storage: GroupStorage, processor: str, planes: int, n: int, k: int) -> None:
-    target, dot = target_of(processor)
+@pytest.mark.parametrize("processor", RUNNABLE[:1])
+def test_products_equal_numpy(storage: GroupStorage, processor: str, activation_bits: int, n: int, k: int) -> None:
+    check_products(storage, processor, activation_bits, n, k)
+
+
+@pytest.mark.parametrize("activation_bits", [8, 16])
+@pytest.mark.parametrize("storage", ["q4 with minimum", "q8"])
+@pytest.mark.parametrize("processor", RUNNABLE[1:])
+def test_products_of_every_instruction_set_equal_numpy(storage: str, processor: str, activation_bits: int) -> None:
+    check_products(STORAGES[storage], processor, activation_bits, 41, 73)
+
+
+def check_products(storage: GroupStorage, processor: str, activation_bits: int, n: int, k: int) -> None:
+    target = target_of(processor)
+    dot = dot_of(target, storage, activation_bits)
     tensors, matrix = random_weights(storage, n, k)
     rng = np.random.default_rng(1)
     op = Matmul(n, k, storage)
-    for function, shape in [
-        (integer_matmul.gemv(op, dot, planes), (1, 1)),
-        (integer_matmul.gemm(op, dot, planes), (1, 3)),
-        (integer_matmul.gemm(op, dot, planes), (67, 1)),
-    ]:
+    single, many = (compiled(make(op, dot, activation_bits), target) for make in (gemv, gemm))
+    for kernel, shape in [(single, (1, 1)), (many, (1, 3)), (many, (67, 1))]:
         x = rng.standard_normal((*shape, k)).astype(np.float32) * np.float32(3)
-        y = run(function, target, x, *tensors, np.full((*shape, n), np.nan, np.float32))
+        y = run(kernel, x, *tensors, np.full((*shape, n), np.nan, np.float32))
         scale = np.linalg.norm(x, axis=-1, keepdims=True) * np.abs(matrix).max()
         error = np.abs(y - x.astype(np.float64) @ matrix.T) / scale
-        assert error.max() < TOLERANCE[planes]
+        assert error.max() < TOLERANCE[activation_bits]
 
 
 @pytest.mark.parametrize("processor", RUNNABLE)
 @pytest.mark.parametrize("rows", [1, 5])
 def test_norm_bias_and_residual_are_part_of_the_kernel(processor: str, rows: int) -> None:
-    target, dot = target_of(processor)
+    target = target_of(processor)
     n, k, eps = 48, 100, 1e-5
     tensors, matrix = random_weights(STORAGES["q4"], n, k)
     rng = np.random.default_rng(2)
     x, norm = rng.standard_normal((1, rows, k)).astype(np.float32), rng.standard_normal(k).astype(np.float32)
     bias, residual = rng.standard_normal(n).astype(np.float32), rng.standard_normal((1, rows, n)).astype(np.float32)
     op = Matmul(n, k, STORAGES["q4"], bias=True, residual=True, norm_eps=eps)
-    kernel = integer_matmul.gemv if rows == 1 else integer_matmul.gemm
-    y = run(kernel(op, dot, 2), target, x, norm, *tensors, bias, residual, np.zeros((1, rows, n), np.float32))
+    kernel = compiled((gemv if rows == 1 else gemm)(op, dot_of(target, STORAGES["q4"]), 16), target)
+    y = run(kernel, x, norm, *tensors, bias, residual, np.zeros((1, rows, n), np.float32))
     normed = x / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True) + eps) * norm
     np.testing.assert_allclose(y, normed @ matrix.T + bias + residual, atol=2e-3)
 
 
 @pytest.mark.parametrize("processor", RUNNABLE)
-@pytest.mark.parametrize("rows", [1, 5])
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("rows", "bias"), [(1, True), (5, False)])
 def test_swiglu_is_part_of_the_kernel(processor: str, rows: int, bias: bool) -> None:
-    target, dot = target_of(processor)
+    target = target_of(processor)
     n, k = 96, 64
     tensors, matrix = random_weights(STORAGES["q4"], n, k)
     rng = np.random.default_rng(3)
     x, b = rng.standard_normal((1, rows, k)).astype(np.float32) * 20, rng.standard_normal(n).astype(np.float32)
     op = Matmul(n, k, STORAGES["q4"], bias=bias, swiglu=True)
-    kernel = integer_matmul.gemv if rows == 1 else integer_matmul.gemm
-    y = run(kernel(op, dot, 2), target, x, *tensors, *([b] if bias else []), np.zeros((1, rows, n // 2), np.float32))
+    kernel = compiled((gemv if rows == 1 else gemm)(op, dot_of(target, STORAGES["q4"]), 16), target)
+    y = run(kernel, x, *tensors, *([b] if bias else []), np.zeros((1, rows, n // 2), np.float32))
     gate, up = np.split(x @ matrix.T + (b if bias else 0), 2, axis=-1)
     np.testing.assert_allclose(y, gate / (1 + np.exp(-gate)) * up, atol=2e-2, rtol=1e-3)
 
 
 @pytest.mark.parametrize("processor", RUNNABLE)
 def test_zero_rows_and_extreme_values(processor: str) -> None:
-    target, dot = target_of(processor)
+    target = target_of(processor)
     tensors, matrix = random_weights(STORAGES["q4"], 32, 64)
     x = np.zeros((1, 4, 64), np.float32)
     x[0, 1], x[0, 2, 5], x[0, 3, 7] = 1e-20, 3e4, -1e-38
     op = Matmul(32, 64, STORAGES["q4"])
-    y = run(integer_matmul.gemm(op, dot, 2), target, x, *tensors, np.full((1, 4, 32), np.nan, np.float32))
+    kernel = compiled(gemm(op, dot_of(target, STORAGES["q4"]), 16), target)
+    y = run(kernel, x, *tensors, np.full((1, 4, 32), np.nan, np.float32))
     assert (y[0, 0] == 0).all()
     assert np.isfinite(y).all()
     np.testing.assert_allclose(y[0, 2], x[0, 2] @ matrix.T, rtol=1e-4)
