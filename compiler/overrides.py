@@ -41,6 +41,7 @@ _SINGLE = {
     "disaggregation": "prefill and decode run in one process",
 }
 
+
 def pairs(text: str, flag: str, known: Mapping[str, object]) -> list[tuple[str, str]]:
     """Split `k=v;k=v`. Raises UsageError for a missing `=`, an unknown key or a key given twice."""
     found: dict[str, str] = {}

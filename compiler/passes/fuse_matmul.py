@@ -67,13 +67,15 @@ class _Fuser(relax.PyExprMutator):
         return self._call(fused, specification.single, [norm.args[1][0], norm.args[1][1], *others], call)
 
     def _fuse_swiglu(self, call: relax.Call, specification: Specification) -> relax.Call:
+        swiglu = specification.operation
+        assert isinstance(swiglu, SwiGLU)
         (x,) = call.args[1]
         product = self._producer(x)
-        made_by = None if product is None else self._specification(product)
-        if made_by is None or not isinstance(made_by.operation, Matmul):
+        made_by = self._specification(product)
+        if product is None or made_by is None or not isinstance(made_by.operation, Matmul):
             return call
         matmul = made_by.operation
-        whole_tiles = specification.operation.features % TILE == 0
+        whole_tiles = swiglu.features % TILE == 0
         if not self.table.fuses(matmul) or matmul.residual or not whole_tiles:
             return call
         return self._call(replace(matmul, swiglu=True), made_by.single, list(product.args[1]), call)
