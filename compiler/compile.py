@@ -7,8 +7,8 @@ from typing import Any
 from ..runtime.artifact import ChatConfig, library_places, load_chat_config
 from .inputs import compiled_config, folder_config, open_model
 from .layout import compiled_folder, folder_layout, source_layout
-from .options import CompileOptions, check_conv_template, check_options
 from .optimization import parse_opt
+from .options import CompileOptions, check_conv_template, check_options
 from .overrides import parse_overrides
 from .plan import CompilePlan, plan
 from .preflight import require_c_compiler

@@ -5,8 +5,8 @@ import difflib
 import itertools
 from pathlib import Path
 
-from ...runtime.errors import ModelFileError, UsageError
 from ...runtime.artifact import is_address
+from ...runtime.errors import ModelFileError, UsageError
 from .source import Progress, Source, TensorSpec
 
 __all__ = ["Progress", "Source", "TensorSpec", "open_source"]

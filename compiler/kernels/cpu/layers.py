@@ -10,7 +10,6 @@ from ..builder import kernel, load, local, splat, store, zeros
 from .storage import TILE, PackedWeight, Storage, lanes
 from .vector import constant, exp2
 
-
 _FEW_ROWS = 4  # done before other threads could help
 
 
