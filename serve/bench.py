@@ -207,8 +207,7 @@ def step_bytes(metadata: LibraryMetadata, batch_size: int, depth: int, generate:
     params = metadata.params
     if any(param.name.startswith("lm_head.") for param in params):
         params = [param for param in params if "embed_tokens." not in param.name]
-    window = metadata.sliding_window_size if metadata.sliding_window_size > 0 else depth + generate
-    held = sum(min(depth + step, window) for step in range(1, generate + 1)) / generate
+    held = depth + (generate + 1) / 2
     return _nbytes(params) + round(batch_size * held * metadata.kv_cache.bytes_per_token)
 
 

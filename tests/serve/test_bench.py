@@ -20,6 +20,7 @@ def metadata(**changes: Any) -> LibraryMetadata:
         "model_type": "llama", "quantization": "q4f16_1", "context_window_size": 256, "prefill_chunk_size": 64,
         "max_batch_size": 4, "vocab_size": 100, "active_vocab_size": 100, "package_version": "0.1.0",
         "tvm_version": "0.27.0", "device": "cpu", "target": {}, "host_triple": "x86_64-linux-gnu", "model_hash": "0",
+        "interface": "2",
         "kv_cache": KVCacheMetadata(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16),
         "params": [],
     }  # fmt: skip
@@ -72,13 +73,6 @@ def test_every_step_takes_the_likeliest_token() -> None:
     decode(FakeModel(logits), batch_size=1, rounds=1)
     last = passes[-5:]
     assert [after[-1] for after in last[1:]] == [sum(before) % 259 for before in last[:-1]]
-
-
-def test_sequences_that_slide_begin_anew() -> None:
-    model = FakeModel(window=8, pages=8)
-    decode(model, batch_size=1)
-    assert model.passes.count("prefill") == 4
-    assert not model.sequences
 
 
 def test_a_failure_is_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
