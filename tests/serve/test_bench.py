@@ -102,7 +102,6 @@ def test_a_step_reads_the_weights_and_what_the_sequences_hold() -> None:
     assert step_bytes(tied, 1, 10, 1) == weights + 3200 + 11 * per_token
     assert step_bytes(tied, 3, 10, 3) == weights + 3200 + 3 * 12 * per_token
     assert step_bytes(metadata(params=[matrix, embedding, head]), 1, 10, 1) == weights + 800 + 11 * per_token
-    assert step_bytes(metadata(params=[matrix], sliding_window_size=8), 1, 10, 4) == weights + 8 * per_token
 
 
 @pytest.mark.parametrize(
