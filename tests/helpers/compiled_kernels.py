@@ -1,5 +1,5 @@
-"""Kernels compiled for any processor and called with numpy arrays: in this process where its instruction set is this
-machine's, otherwise in a program under qemu (Debian's packages qemu-user and gcc-aarch64-linux-gnu)."""
+"""Kernels compiled for any processor and called with numpy arrays or TVM tensors: in this process where its
+architecture is this machine's, otherwise in a program under qemu (Debian: qemu-user, gcc-aarch64-linux-gnu)."""
 
 import platform
 import shutil
@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from mlc_llm.compiler.target import CompileTarget, resolve_target
 
 Array = NDArray[np.generic]
-Kernel = Callable[..., None]  # (*arrays and integers): arrays are changed in place
+Kernel = Callable[..., None]  # takes arrays, TVM's tensors and integers; arrays and tensors are changed in place
 
 _LINKER = "aarch64-linux-gnu-gcc"
 _EMULATOR = "qemu-aarch64"
@@ -41,7 +42,7 @@ def aarch64_target(processor: str) -> CompileTarget:
     return resolve_target(f"cpu:{processor}", "aarch64-linux-gnu")
 
 
-def compiled(function: tvm.tirx.PrimFunc, target: CompileTarget) -> Kernel:
+def compile_kernel(function: tvm.tirx.PrimFunc, target: CompileTarget) -> Kernel:
     """The kernel as a Python function."""
     module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
     executable = tvm.compile(module, target=target.tvm_target())
@@ -61,7 +62,7 @@ def compiled(function: tvm.tirx.PrimFunc, target: CompileTarget) -> Kernel:
 
 
 def _in_process(function: Callable[..., None]) -> Kernel:
-    def kernel(*arguments: Array | int) -> None:
+    def kernel(*arguments: Any) -> None:
         tensors = [tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
         function(*tensors)
         for array, tensor in zip(arguments, tensors, strict=True):
@@ -81,15 +82,17 @@ def _harness() -> bytes:
         return output.read_bytes()
 
 
-def _emulate(binary: bytes, processor: str, arguments: tuple[Array | int, ...]) -> None:
+def _emulate(binary: bytes, processor: str, arguments: tuple[Any, ...]) -> None:
     sent = struct.pack("=i", len(arguments))
+    arrays: list[Array] = []
     for argument in arguments:
-        if isinstance(argument, np.ndarray):
-            code = _TYPE_CODES[argument.dtype.kind]
-            sent += struct.pack(f"=3i{argument.ndim}q", argument.ndim, code, argument.itemsize * 8, *argument.shape)
-            sent += argument.tobytes()
-        else:
+        if isinstance(argument, int):
             sent += struct.pack("=iq", -1, argument)
+            continue
+        array = argument if isinstance(argument, np.ndarray) else argument.numpy()
+        arrays.append(array)
+        code = _TYPE_CODES[array.dtype.kind]
+        sent += struct.pack(f"=3i{array.ndim}q", array.ndim, code, array.itemsize * 8, *array.shape) + array.tobytes()
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder, "kernel")
         program.write_bytes(binary)
@@ -97,6 +100,11 @@ def _emulate(binary: bytes, processor: str, arguments: tuple[Array | int, ...]) 
         done = subprocess.run([_EMULATOR, "-cpu", processor, str(program)], input=sent, capture_output=True)
     assert done.returncode == 0, f"the kernel ended with {done.returncode} under {_EMULATOR}: {done.stderr.decode()}"
     offset = 0
-    for array in (argument for argument in arguments if isinstance(argument, np.ndarray)):
-        array[...] = np.frombuffer(done.stdout, array.dtype, array.size, offset).reshape(array.shape)
+    changed = (argument for argument in arguments if not isinstance(argument, int))
+    for argument, array in zip(changed, arrays, strict=True):
+        after = np.frombuffer(done.stdout, array.dtype, array.size, offset).reshape(array.shape)
         offset += array.nbytes
+        if isinstance(argument, np.ndarray):
+            argument[...] = after
+        else:
+            argument.copyfrom(after)

@@ -1,39 +1,49 @@
-"""Processors that this machine can run code for, and compiled attention kernels."""
+"""Processors that this machine or qemu can run code for, and compiled attention kernels."""
 
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import pytest
-import tvm
+from compiled_kernels import AARCH64, aarch64_target, compile_kernel, needs_qemu
 
 from mlc_llm.compiler.kernels.cpu.vector import VectorUnit
+from mlc_llm.compiler.target import resolve_target
 from mlc_llm.runtime.devices import cpu_features
 
 UNITS = {
     "x86-64-v4": VectorUnit(lanes=16, registers=32),
     "x86-64-v3": VectorUnit(lanes=8),
     "x86-64": VectorUnit(lanes=4, converts_float16=False),
+    "cortex-a76": VectorUnit(lanes=4, registers=32),
 }
 NEEDS = {"x86-64-v4": "avx512vl", "x86-64-v3": "avx2", "x86-64": "sse2"}
 
 
 @cache
 def _compile(build: Callable[..., Any], arguments: tuple[Any, ...], processor: str) -> Any:
-    target = tvm.target.Target({"kind": "llvm", "mcpu": processor, "num-cores": 2})
-    kernel = build(*arguments, UNITS[processor]).with_attr("global_symbol", "kernel")
-    return tvm.compile(tvm.IRModule({"kernel": kernel}), target=target)["kernel"]
+    target = aarch64_target(processor) if processor in AARCH64 else resolve_target(f"cpu:{processor}")
+    return compile_kernel(build(*arguments, UNITS[processor]), target)
 
 
 PRESENT = [processor for processor, flag in NEEDS.items() if flag in cpu_features()]
 NARROW = [pytest.param(processor, marks=pytest.mark.slow) for processor in PRESENT[1:-1]]
 
 
-@pytest.fixture(params=[*PRESENT[:1], *NARROW, *PRESENT[1:][-1:]])
+EMULATED = [pytest.param("cortex-a76", marks=needs_qemu)]
+
+
+@pytest.fixture(params=[*PRESENT[:1], *NARROW, *PRESENT[1:][-1:], *EMULATED])
 def processor(request: pytest.FixtureRequest) -> str:
-    """Each processor that kernels are shaped for and that this machine is; those between the widest and the narrowest
-    vectors are slow tests."""
+    """Each processor that kernels are shaped for and that this machine is, and one that is emulated; those between the
+    widest and the narrowest vectors are slow tests."""
     return str(request.param)
+
+
+@pytest.fixture
+def unit(processor: str) -> VectorUnit:
+    """The processor's vector registers."""
+    return UNITS[processor]
 
 
 @pytest.fixture

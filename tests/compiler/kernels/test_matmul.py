@@ -1,9 +1,11 @@
-"""Multiplication kernels against numpy: every storage, odd shapes, every vector width this machine can run."""
+"""Multiplication kernels against numpy: every storage, odd shapes, every vector width this machine can run, and NEON
+under qemu."""
 
 import ml_dtypes
 import numpy as np
 import pytest
 import tvm
+from compiled_kernels import AARCH64, aarch64_target, compile_kernel, needs_qemu
 from numpy.typing import NDArray
 
 from mlc_llm.compiler.kernels.cpu.float_matmul import gemm, gemv, tiling
@@ -19,19 +21,20 @@ from mlc_llm.compiler.kernels.cpu.storage import (
 )
 from mlc_llm.compiler.quantization.group import dequantize, quantize
 from mlc_llm.compiler.quantization.scheme import SCHEMES
-from mlc_llm.compiler.target import resolve_target
+from mlc_llm.compiler.target import CompileTarget, resolve_target
 
 Array = NDArray[np.generic]
 TARGETS = ["x86-64", "x86-64-v3", "native"]
+NEON = "cortex-a53"
+
+
+def target_of(processor: str) -> CompileTarget:
+    return aarch64_target(processor) if processor in AARCH64 else resolve_target(f"cpu:{processor}")
 
 
 def run(function: tvm.tirx.PrimFunc, processor: str, *arrays: Array) -> None:
     """Compile and run a kernel; the last array receives the result."""
-    target = resolve_target(f"cpu:{processor}").tvm_target()
-    compiled = tvm.compile(tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")}), target=target)
-    tensors = [tvm.runtime.tensor(array) for array in arrays]
-    compiled["kernel"](*tensors)
-    arrays[-1][...] = tensors[-1].numpy()
+    compile_kernel(function, target_of(processor))(*arrays)
 
 
 def tile(stored: Array, rows: int, units: int, packed_dtype: str, *, transposed: bool = False) -> Array:
@@ -91,9 +94,19 @@ def weights(
     ],
 )
 def test_products_equal_numpy(processor: str, scheme: str, n: int, k: int) -> None:
+    check_products(processor, scheme, n, k)
+
+
+@needs_qemu
+@pytest.mark.parametrize(("scheme", "n", "k"), [("q4f16_1", 40, 72), ("q0f16", 20, 34)])
+def test_products_by_neon_equal_numpy(scheme: str, n: int, k: int) -> None:
+    check_products(NEON, scheme, n, k)
+
+
+def check_products(processor: str, scheme: str, n: int, k: int) -> None:
     storage, packed, matrix = weights(scheme, n, k, processor)
     rng = np.random.default_rng(0)
-    target = resolve_target(f"cpu:{processor}")
+    target = target_of(processor)
     bias = rng.standard_normal(n).astype(np.float32)
     for shape, fused in [((1, 1), False), ((1, 1), True), ((1, 13), True), ((3, 1), False)]:
         x = rng.standard_normal((*shape, k)).astype(np.float32)
@@ -126,28 +139,33 @@ def test_many_columns_are_widened_in_blocks() -> None:
     np.testing.assert_allclose(y, x @ matrix.T + 1, atol=1e-4)
 
 
+EVERY_ARCHITECTURE = pytest.mark.parametrize("processor", ["native", pytest.param(NEON, marks=needs_qemu)])
+
+
+@EVERY_ARCHITECTURE
 @pytest.mark.parametrize("scheme", ["q4f16_1", "q3f16_1", "q8f16_1", "q0f16", "q0bf16"])
-def test_embedding_rows_are_the_stored_rows(scheme: str) -> None:
+def test_embedding_rows_are_the_stored_rows(scheme: str, processor: str) -> None:
     storage, packed, matrix = weights(scheme, 37, 72)
     ids = np.array([0, 36, 5, 5], np.int32)
     y = np.zeros((4, 72), np.float32)
-    run(embedding(37, 72, storage), "native", ids, *packed, y)
+    run(embedding(37, 72, storage), processor, ids, *packed, y)
     np.testing.assert_allclose(y, matrix[ids], rtol=1e-3)
 
 
+@EVERY_ARCHITECTURE
 @pytest.mark.parametrize("single", [True, False])
 @pytest.mark.parametrize("columns", [48, 37])
-def test_swiglu_and_rms_norm_equal_numpy(single: bool, columns: int) -> None:
+def test_swiglu_and_rms_norm_equal_numpy(single: bool, columns: int, processor: str) -> None:
     rng = np.random.default_rng(columns)
     shape = (1, 1) if single else (2, 3)
     x = rng.standard_normal((*shape, 2 * columns)).astype(np.float32) * 30  # far into both tails of the sigmoid
     y = np.full((*shape, columns), np.nan, np.float32)
-    run(silu_mul(columns, single=single), "native", x, y)
+    run(silu_mul(columns, single=single), processor, x, y)
     gate, up = x[..., :columns].astype(np.float64), x[..., columns:]
     np.testing.assert_allclose(y, gate / (1 + np.exp(-gate)) * up, rtol=2e-5, atol=1e-30)
 
     weight = rng.standard_normal(columns).astype(np.float32)
     x = np.ascontiguousarray(x[..., :columns])
-    run(rms_norm(columns, 1e-5, single=single), "native", x, weight, y)
+    run(rms_norm(columns, 1e-5, single=single), processor, x, weight, y)
     expected = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5) * weight
     np.testing.assert_allclose(y, expected, rtol=2e-6)

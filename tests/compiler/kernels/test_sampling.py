@@ -6,11 +6,13 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pytest
+from compiled_kernels import aarch64_target, compile_kernel, needs_qemu
 from compiled_sampling import compiled_sampling
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy_sampling import NumpySampling
 
+from mlc_llm.compiler.kernels.cpu.sample_token import sample_token
 from mlc_llm.runtime.sampler import Sampler
 from mlc_llm.runtime.sampling_kernels import Cuts, LibrarySampling
 from mlc_llm.runtime.sampling_params import SamplingParams
@@ -76,6 +78,18 @@ def test_forbidden_tokens_have_no_weight_at_all(kernels: LibrarySampling) -> Non
     logits = np.full(200, -math.inf, np.float32)
     logits[150] = 3
     assert kernels.block_exp_sum(logits, 3.0).tolist() == [0, 0, 1, 0]
+
+
+@needs_qemu
+def test_neon_chooses_as_numpy() -> None:
+    size, rng = 1000, np.random.default_rng(0)
+    kernel = compile_kernel(sample_token(), aarch64_target("cortex-a76"))
+    scratch = [np.zeros(count, dtype) for count, dtype in ((16, "f4"), (16, "f4"), (size, "i4"), (size, "f4"))]
+    for cuts in (Cuts(), Cuts(temperature=1.0), Cuts(temperature=0.7, top_k=40, top_p=0.9, min_p=0.01)):
+        logits = (rng.standard_normal(size) * 4).astype(np.float32)
+        token, largest = np.zeros(1, np.int32), np.zeros(1, np.float32)
+        kernel(logits, np.array([*cuts.settings, 0.4]), *scratch, token, largest)
+        assert (token[0], largest[0]) == NumpySampling().sample(logits, cuts, 0.4)
 
 
 @pytest.mark.parametrize(

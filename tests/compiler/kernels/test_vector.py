@@ -124,15 +124,15 @@ def test_floats_are_rounded_to_the_nearest_even_half(compiled: Callable[..., Any
         )
 
 
-def test_a_square_of_vectors_is_transposed_in_registers(compiled: Callable[..., Any], processor: str) -> None:
-    lanes = {"x86-64-v4": 16, "x86-64-v3": 8, "x86-64": 4}[processor]
+def test_a_square_of_vectors_is_transposed_in_registers(compiled: Callable[..., Any], unit: VectorUnit) -> None:
+    lanes = unit.lanes
     x = np.arange(2 * lanes * lanes, dtype=np.float32)
     found = apply(compiled(_map, _transpose, "float32", "float32"), x)
     np.testing.assert_array_equal(found, x.reshape(2, lanes, lanes).transpose(0, 2, 1).ravel())
 
 
-def test_lanes_are_summed(compiled: Callable[..., Any], processor: str) -> None:
-    lanes = {"x86-64-v4": 16, "x86-64-v3": 8, "x86-64": 4}[processor]
+def test_lanes_are_summed(compiled: Callable[..., Any], unit: VectorUnit) -> None:
+    lanes = unit.lanes
     x = np.arange(64, dtype=np.float32)
     found = apply(compiled(_map, _reduce, "float32", "float32"), x)
     np.testing.assert_array_equal(found, np.repeat(x.reshape(-1, lanes).sum(1), lanes))
