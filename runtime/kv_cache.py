@@ -4,29 +4,25 @@ Keys and values of 16 tokens over all layers are a page. Sequences that begin al
 shared page first takes a copy of it. The tensors are those that compiler/kernels/kv_cache.py describes.
 """
 
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from . import ffi
 from .artifact import KVCacheMetadata
 from .errors import EngineError
-from .tvm_runtime import Arena, nbytes_of, tensor
+from .tvm_runtime import Arena, nbytes_of
 
 _MAX_SLOTS = 1 << 31  # slots are numbered with 32 bits
-IntArray = npt.NDArray[np.int32]
 
 
-@dataclass(slots=True)
 class _Sequence:
-    """A sequence holds the pages `pages[:count]`, as many as its tokens take; there may be room for more numbers."""
+    """The tokens of a sequence, and the pages that hold them, as many as they take."""
 
-    length: int
-    pages: IntArray
-    count: int
+    __slots__ = ("length", "pages")
+
+    def __init__(self, length: int, pages: list[int]) -> None:
+        self.length, self.pages = length, pages
 
 
 class KVCache:
@@ -46,11 +42,10 @@ class KVCache:
         self._sequences: dict[int, _Sequence] = {}
         self._next = 1  # sequence number
         self._free: list[int] = []
-        self._untouched = 0  # pages from here on have never been used
         rows = max(max_new_tokens, max_num_sequence)
         tables = [(rows,), (rows,), (max_num_sequence + 1,), (max_num_sequence + 1,),
                   (max_num_sequence * self._num_pages,), (max_num_sequence,)]  # fmt: skip
-        rows_of_kv = (layout.num_hidden_layers, self._num_pages, 2, layout.num_key_value_heads, layout.page_size)
+        rows_of_kv = (self._num_pages, layout.num_hidden_layers, 2, layout.num_key_value_heads, layout.page_size)
         arrays: list[tuple[tuple[int, ...], str]] = [(shape, "int32") for shape in tables]
         arrays.append(((*rows_of_kv, layout.head_dim), layout.dtype))
         if layout.dtype == "int8":
@@ -59,14 +54,15 @@ class KVCache:
             if self._num_pages * self.page_size >= _MAX_SLOTS:
                 raise EngineError(f"at most {_MAX_SLOTS - 1} can be numbered")
             arena = Arena(sum(Arena.room(nbytes_of(shape, dtype)) for shape, dtype in arrays))
-            self._owners = np.zeros(self._num_pages, np.int32)  # how many sequences hold a page
-        except (EngineError, MemoryError) as error:
+        except EngineError as error:
             raise EngineError(f"a KV cache of {max_total_sequence_length} tokens failed: {error}") from None
-        made = [arena.array(shape, np.dtype(dtype)) for shape, dtype in arrays]
-        self._positions, self._slots, self._query_starts, self._page_starts, self._pages, self._lengths = made[:6]
-        self._stored = made[6:]
-        self._fixed = [tensor(array) for array in self._stored]
-        self._pages_tensor = tensor(self._pages)
+        self._owners: list[int] = []  # how many sequences hold a page, of those that were ever used
+        made = [arena.tensor(shape, dtype) for shape, dtype in arrays]
+        self._tables, self._stored = made[:6], made[6:]
+        numbers = [table.bytes().cast("i") for table in self._tables]
+        self._positions, self._slots, self._query_starts, self._page_starts, self._pages, self._lengths = numbers
+        self._query_starts[0] = self._page_starts[0] = 0
+        self._bytes = [stored.bytes() for stored in self._stored]
         self._arguments: dict[int, Any] = {}
         self._table_of: list[int] = []  # the sequences whose pages `_pages` lists
 
@@ -80,16 +76,17 @@ class KVCache:
 
     def add(self) -> int:
         """A new, empty sequence. Raises EngineError when all are taken."""
-        return self._add(_Sequence(0, np.empty(8, np.int32), 0))
+        return self._add(_Sequence(0, []))
 
     def fork(self, parent: int, position: int) -> int:
         """A new sequence that shares the first `position` tokens of `parent`; both can go on."""
         source = self._get(parent)
         if not 0 <= position <= source.length:
             raise EngineError(f"sequence {parent} has {source.length} tokens; it cannot be forked at {position}")
-        count = -(-position // self.page_size)
-        sequence = self._add(_Sequence(position, source.pages[:count].copy(), count))
-        self._owners[source.pages[:count]] += 1
+        pages = source.pages[: -(-position // self.page_size)]
+        sequence = self._add(_Sequence(position, pages))
+        for page in pages:
+            self._owners[page] += 1
         return sequence
 
     def remove(self, sequence: int) -> None:
@@ -122,13 +119,10 @@ class KVCache:
             self._make_writable(entry, before)
             if count == 1:
                 self._positions[start] = before
-                self._slots[start] = entry.pages[entry.count - 1] * self.page_size + before % self.page_size
+                self._slots[start] = entry.pages[-1] * self.page_size + before % self.page_size
             else:
-                positions = np.arange(before, after, dtype=np.int32)
-                own = slice(start, start + count)
-                self._positions[own] = positions
-                self._slots[own] = entry.pages[positions // self.page_size] * self.page_size
-                self._slots[own] += positions % self.page_size
+                self._positions[start : start + count] = array("i", range(before, after))
+                self._slots[start : start + count] = self._slots_of(entry, before)
             start += count
             self._query_starts[row + 1] = start
             self._lengths[row] = after
@@ -148,8 +142,17 @@ class KVCache:
         entry = self._get(sequence)
         if not count:
             return 0
-        shared = entry.length % self.page_size and self._owners[entry.pages[entry.count - 1]] > 1
-        return -(-(entry.length + count) // self.page_size) - entry.count + bool(shared)
+        shared = entry.length % self.page_size and self._owners[entry.pages[-1]] > 1
+        return -(-(entry.length + count) // self.page_size) - len(entry.pages) + bool(shared)
+
+    def _slots_of(self, entry: _Sequence, start: int) -> "array[int]":
+        """Where the tokens of a sequence from `start` on are stored."""
+        size, slots = self.page_size, array("i")
+        for index in range(start // size, len(entry.pages)):
+            first, end = max(start - index * size, 0), min(entry.length - index * size, size)
+            page = entry.pages[index] * size
+            slots.extend(range(page + first, page + end))
+        return slots
 
     def _get(self, sequence: int) -> _Sequence:
         try:
@@ -166,45 +169,41 @@ class KVCache:
         return sequence
 
     def _free_pages(self) -> int:
-        return self._num_pages - self._untouched + len(self._free)
+        return self._num_pages - len(self._owners) + len(self._free)
 
     def _take_page(self) -> int:
         """A free page, one whose memory is there already if possible."""
         if self._free:
             page = self._free.pop()
         else:
-            page = self._untouched
-            self._untouched += 1
+            page = len(self._owners)
+            self._owners.append(0)
         self._owners[page] = 1
         return page
 
     def _make_writable(self, entry: _Sequence, start: int) -> None:
         """Give a sequence pages of its own for its tokens from `start` on."""
         index = start // self.page_size
-        if index < entry.count and entry.length > start and self._owners[entry.pages[index]] > 1:
-            old, new = int(entry.pages[index]), self._take_page()
-            for stored in self._stored:
-                stored[:, new] = stored[:, old]
+        if index < len(entry.pages) and entry.length > start and self._owners[entry.pages[index]] > 1:
+            old, new = entry.pages[index], self._take_page()
+            for memory in self._bytes:
+                size = memory.nbytes // self._num_pages
+                memory[new * size : (new + 1) * size] = memory[old * size : (old + 1) * size]
             self._owners[old] -= 1
             entry.pages[index] = new
             self._table_of = []
-        wanted = -(-entry.length // self.page_size)
-        if wanted > entry.count:
-            if wanted > entry.pages.size:
-                larger = np.empty(2 * wanted, np.int32)
-                larger[: entry.count] = entry.pages[: entry.count]
-                entry.pages = larger
-            for place in range(entry.count, wanted):
-                entry.pages[place] = self._take_page()
-            entry.count = wanted
+        missing = -(-entry.length // self.page_size) - len(entry.pages)
+        if missing > 0:
+            entry.pages.extend(self._take_page() for _ in range(missing))
             self._table_of = []
 
     def _drop(self, entry: _Sequence, keep: int) -> None:
         """Give up all pages of a sequence but the first `keep`."""
-        pages = entry.pages[keep : entry.count]
-        self._owners[pages] -= 1
-        self._free.extend(pages[self._owners[pages] == 0][::-1].tolist())
-        entry.count = keep
+        for page in reversed(entry.pages[keep:]):
+            self._owners[page] -= 1
+            if not self._owners[page]:
+                self._free.append(page)
+        del entry.pages[keep:]
 
     def _list_pages(self, sequences: Sequence[int]) -> None:
         """Write the pages of `sequences` to the table, unless they are there."""
@@ -213,8 +212,8 @@ class KVCache:
         start = 0
         for row, sequence in enumerate(sequences):
             entry = self._sequences[sequence]
-            end = start + entry.count
-            self._pages[start:end] = entry.pages[: entry.count]
+            end = start + len(entry.pages)
+            self._pages[start:end] = array("i", entry.pages)
             self._page_starts[row + 1] = start = end
         self._table_of = list(sequences)
 
@@ -222,10 +221,11 @@ class KVCache:
         """The tensors of a pass over so many tokens and sequences; those of decoding are kept."""
         if tokens == sequences and tokens in self._arguments:
             return self._arguments[tokens]
-        views = [self._positions[:tokens], self._slots[:tokens], self._query_starts[: sequences + 1],
-                 self._page_starts[: sequences + 1], self._lengths[:sequences]]  # fmt: skip
-        tables = [tensor(view) for view in views]
-        arguments = ffi.array([*tables[:4], self._pages_tensor, tables[4], *self._fixed])
+        counts = (tokens, tokens, sequences + 1, sequences + 1, None, sequences)
+        tables = [
+            table if count is None else table.view((count,)) for table, count in zip(self._tables, counts, strict=True)
+        ]
+        arguments = ffi.array([*tables, *self._stored])
         if tokens == sequences:
             self._arguments[tokens] = arguments
         return arguments

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .artifact import SAMPLING_BLOCK
-from .sampling_kernels import Logits, SamplingKernels
+from .sampling_kernels import SamplingKernels
 
+Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 

@@ -1,11 +1,10 @@
 """A model that is ready to run: its library, its parameters and its KV cache."""
 
+from array import array
 from collections.abc import Callable, Sequence
 from functools import cache as cache_calls
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .artifact import LibraryMetadata, load_chat_config
 from .derived import Reading
@@ -13,11 +12,17 @@ from .devices import resolve_device
 from .errors import EngineError, RequestError
 from .ffi import Reshape, Tensor
 from .kv_cache import KVCache
+from .lazy_array import LazyArray
 from .library import Library
 from .parameters import Progress, load_parameters
 from .sampling_kernels import LibrarySampling, SamplingKernels
-from .sampling_kernels import Logits as Logits
-from .tvm_runtime import ALIGNMENT, Arena, one_line, tensor
+from .tvm_runtime import ALIGNMENT, Arena, one_line
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Logits: TypeAlias = "npt.NDArray[np.float32] | LazyArray"
 
 
 class LanguageModel(Protocol):
@@ -55,11 +60,10 @@ class Model:
         self._cache = cache
         self._functions = {name: library[name] for name in ("embed", "prefill", "decode", "batch_decode")}
         self._chunk = metadata.prefill_chunk_size
-        # Kernels read aligned memory only, which a fresh numpy array is not.
         room = max(self._chunk, cache.max_num_sequence)
-        self._token_buffer = Arena(4 * room + ALIGNMENT).array((room,), np.dtype(np.int32))
-        self._token_buffer[0] = 0
-        hidden: Tensor = self._functions["embed"](tensor(self._token_buffer[:1]), params)
+        self._tokens = Arena(4 * room + ALIGNMENT).tensor((room,), "int32")
+        self._token_buffer = self._tokens.bytes().cast("i")
+        hidden: Tensor = self._functions["embed"](self._tokens.view((1,)), params)
         self._hidden_size, self._hidden_dtype = hidden.shape[-1], hidden.dtype
         self._decoding = cache_calls(lambda count: self._embedding((count, 1)))
 
@@ -125,7 +129,7 @@ class Model:
         self._cache.require_room([sequence], [len(tokens)])  # for all of them, before the first is computed
         for start in range(0, len(tokens), self._chunk):
             logits = self._forward("prefill", [sequence], tokens[start : start + self._chunk])
-        return logits[0, 0, : self.vocab_size]
+        return LazyArray(logits.address, (self.vocab_size,), logits)
 
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits:
         """Append one token to each of some sequences. Returns the logits after them, [batch, vocab]."""
@@ -133,30 +137,33 @@ class Model:
         if len(sequences) != len(tokens) or len(set(sequences)) != len(sequences):
             raise EngineError(f"{len(tokens)} tokens for {len(set(sequences))} sequences: each takes one")
         logits = self._forward("decode" if len(tokens) == 1 else "batch_decode", list(sequences), tokens)
-        return logits[:, 0, : self.vocab_size]
+        rows, _, width = logits.shape
+        return LazyArray(logits.address, (rows, self.vocab_size), logits, width)
 
-    def logits_of(self, sequence: int, tokens: Sequence[int]) -> Logits:
+    def logits_of(self, sequence: int, tokens: Sequence[int]) -> "npt.NDArray[np.float32]":
         """Append tokens to a sequence. Returns the logits after each of them, [len(tokens), vocab]."""
+        import numpy as np
+
         self._check_tokens(tokens)
         self._cache.require_room([sequence], [len(tokens)])
         self._functions.setdefault("batch_verify", self._library["batch_verify"])
         parts = []
         for start in range(0, len(tokens), self._chunk):
             logits = self._forward("batch_verify", [sequence], tokens[start : start + self._chunk])
-            parts.append(logits[0, :, : self.vocab_size])
+            parts.append(logits.numpy()[0, :, : self.vocab_size])
         return np.concatenate(parts)
 
-    def _forward(self, name: str, sequences: list[int], tokens: Sequence[int]) -> Logits:
+    def _forward(self, name: str, sequences: list[int], tokens: Sequence[int]) -> Tensor:
         """One pass of the library's function `name`: one token for each sequence, or several for the only one.
 
         A pass that fails leaves its sequences half written, so they are removed.
         """
         count = len(tokens)
-        self._token_buffer[:count] = tokens
+        self._token_buffer[:count] = array("i", tokens)
         state = self._cache.begin_forward(sequences, [count // len(sequences)] * len(sequences))
         try:
             embed, shaped = self._decoding(count) if "decode" in name else self._embedding((1, count))
-            logits: Logits = self._functions[name](shaped(embed()), state, self._params).numpy()
+            logits: Tensor = self._functions[name](shaped(embed()), state, self._params)
             return logits
         except BaseException as error:
             for sequence in sequences:
@@ -167,7 +174,7 @@ class Model:
 
     def _embedding(self, shape: tuple[int, int]) -> tuple[Callable[[], Tensor], Reshape]:
         """What looks up the tokens at the start of the buffer, and what gives the result the shape [*shape, hidden]."""
-        ids = tensor(self._token_buffer[: shape[0] * shape[1]])
+        ids = self._tokens.view((shape[0] * shape[1],))
         embed: Callable[[], Tensor] = self._functions["embed"].prepared(ids, self._params)
         return embed, Reshape((*shape, self._hidden_size), self._hidden_dtype)
 

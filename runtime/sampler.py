@@ -1,21 +1,23 @@
 """Choosing the next token of one request from the model's logits."""
 
 import math
-import secrets
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from .errors import EngineError
-from .logprobs import logprobs
+from .lazy_array import LazyArray
+from .philox import philox, round_keys
 from .sampling_kernels import Cuts, Logits, SamplingKernels
 from .sampling_params import SamplingParams
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 _GREEDY_TEMPERATURE = 1e-5  # at or below, the softmax has all its weight on the largest logit
 _FORBIDDEN_BIAS = -100.0
-_AT_ONCE = 64  # random numbers; a generator takes long to make
 
 
 @dataclass(frozen=True)
@@ -59,21 +61,17 @@ class Sampler:
         self._params = params
         self._vocab_size = vocab_size
         self._greedy = params.temperature <= _GREEDY_TEMPERATURE or params.top_p == 0 or params.top_k == 1
-        self._seed = (secrets.randbits(64) if params.seed is None else int(params.seed)) % 2**64
+        self._seed = (int.from_bytes(os.urandom(8), "little") if params.seed is None else int(params.seed)) % 2**64
         self._step = 0
         self._kernels = kernels
         top_k = params.top_k if params.top_k < vocab_size else 0
         self._cuts = Cuts() if self._greedy else Cuts(params.temperature, top_k, params.top_p, params.min_p)
-        self._uniforms: npt.NDArray[np.float64] | None = None
+        self._round_keys = round_keys(self._seed)
         self._counts: dict[int, int] = {}
         self._counts_tokens = bool(params.presence_penalty or params.frequency_penalty)
         self._repeated = dict.fromkeys(prompt_ids) if params.repetition_penalty != 1 else {}
         if self._repeated and not 0 <= min(self._repeated) <= max(self._repeated) < vocab_size:
             raise EngineError(f"the prompt has a token outside the model's vocabulary of {vocab_size}")
-        self._bias_ids = np.array(list(params.logit_bias), dtype=np.int64)
-        self._bias = np.array(
-            [-math.inf if bias <= _FORBIDDEN_BIAS else bias for bias in params.logit_bias.values()], dtype=np.float32
-        )
 
     def sample(self, logits: Logits) -> Sampled:
         """Choose the next token from `logits` [vocab_size], which are left as they are.
@@ -82,7 +80,10 @@ class Sampler:
         """
         if logits.shape != (self._vocab_size,):
             raise EngineError(f"the model gave logits of shape {logits.shape}; expected [{self._vocab_size}]")
-        logits = np.ascontiguousarray(logits)
+        if not isinstance(logits, LazyArray):
+            import numpy as np
+
+            logits = np.ascontiguousarray(logits)
         adjusted = self._adjust(logits)
         token, largest = self._kernels.sample(adjusted, self._cuts, 0.0 if self._greedy else self._uniform())
         if not math.isfinite(largest):
@@ -94,7 +95,10 @@ class Sampler:
         self._record(token)
         if not self._params.logprobs:
             return Sampled(token)
-        return Sampled(token, *logprobs(logits, token, self._params.top_logprobs, self._kernels))
+        from .logprobs import logprobs
+
+        values = logits.numpy() if isinstance(logits, LazyArray) else logits
+        return Sampled(token, *logprobs(values, token, self._params.top_logprobs, self._kernels))
 
     def _record(self, token: int) -> None:
         self._step += 1
@@ -105,17 +109,22 @@ class Sampler:
 
     def _adjust(self, logits: Logits) -> Logits:
         """Logits after bias and penalties: a copy, or `logits` itself when there is nothing to do."""
-        if not (self._bias.size or self._counts or self._repeated):
+        if not (self._params.logit_bias or self._counts or self._repeated):
             return logits
-        adjusted: Logits = logits.copy()
+        import numpy as np
+
+        adjusted = np.array(logits, np.float32)
         # Overflow is as good as the infinity that it gives; a NaN is found later.
         with np.errstate(over="ignore", invalid="ignore"):
             self._apply(adjusted)
         return adjusted
 
-    def _apply(self, adjusted: Logits) -> None:
+    def _apply(self, adjusted: "npt.NDArray[np.float32]") -> None:
+        import numpy as np
+
         params = self._params
-        adjusted[self._bias_ids] += self._bias
+        for token, bias in params.logit_bias.items():
+            adjusted[token] += np.float32(-math.inf if bias <= _FORBIDDEN_BIAS else bias)
         if self._counts:
             ids = np.fromiter(self._counts, np.int64, len(self._counts))
             counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
@@ -126,12 +135,5 @@ class Sampler:
             adjusted[ids] = np.where(seen < 0, seen * penalty, seen / penalty)
 
     def _uniform(self) -> float:
-        """This step's number in [0, 1): the first of Philox's four outputs where the counter is the step.
-
-        `random_raw` is the part of numpy's generators that never changes.
-        """
-        place = self._step % _AT_ONCE
-        if self._uniforms is None or place == 0:
-            generator = np.random.Philox(key=self._seed, counter=self._step - place)
-            self._uniforms = (generator.random_raw(4 * _AT_ONCE)[::4] >> np.uint64(11)) * 2.0**-53
-        return float(self._uniforms[place])
+        """This step's number in [0, 1)."""
+        return (philox(self._step + 1, self._round_keys) >> 11) * 2.0**-53

@@ -4,15 +4,18 @@ import ctypes
 import math
 import threading
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from . import ffi
 from .artifact import SAMPLING_BLOCK
+from .lazy_array import LazyArray
 
-Logits = npt.NDArray[np.float32]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Logits: TypeAlias = "npt.NDArray[np.float32] | LazyArray"
+Blocks: TypeAlias = "npt.NDArray[np.float32]"
 
 _LOG2_E = math.log2(math.e)
 _LEAST_EXPONENT = -125.0  # of 2: what is below has no weight for the kernels
@@ -50,11 +53,11 @@ class SamplingKernels(Protocol):
         """
         ...
 
-    def block_max(self, logits: Logits) -> Logits:
+    def block_max(self, logits: Logits) -> Blocks:
         """The largest of each `SAMPLING_BLOCK` logits, NaN where there is one."""
         ...
 
-    def block_exp_sum(self, logits: Logits, largest: float) -> Logits:
+    def block_exp_sum(self, logits: Logits, largest: float) -> Blocks:
         """The sum of exp(logit - largest) in each block."""
         ...
 
@@ -77,9 +80,9 @@ class LibrarySampling:
         settings, token = _lent("float64", self._settings, 6), _lent("int32", self._token, 1)
         results = token, _lent("float32", self._largest, 1)
         blocks = -(-vocab_size // SAMPLING_BLOCK)
-        self._scratch = [np.empty(blocks, np.float32), np.empty(blocks, np.float32),
-                         np.empty(vocab_size, np.int32), np.empty(vocab_size, np.float32)]  # fmt: skip
-        self._scratch_lent = [ffi.Lent(str(array.dtype)) for array in self._scratch]
+        sizes = (blocks, blocks, vocab_size, vocab_size)
+        self._scratch = [(ctypes.c_float * size)() for size in sizes]  # numbers of 4 bytes
+        self._scratch_lent = [ffi.Lent(dtype) for dtype in ("float32", "float32", "int32", "float32")]
         self._sample = library["sample_token"].prepared(self._logits, settings, *self._scratch_lent, *results)
         self._size = 0
 
@@ -92,13 +95,15 @@ class LibrarySampling:
             self._sample()
             return self._token.value, self._largest.value
 
-    def block_max(self, logits: Logits) -> Logits:
+    def block_max(self, logits: Logits) -> Blocks:
         return self._reduced(self._block_max, logits)
 
-    def block_exp_sum(self, logits: Logits, largest: float) -> Logits:
+    def block_exp_sum(self, logits: Logits, largest: float) -> Blocks:
         return self._reduced(self._block_exp_sum, logits, largest, _LOG2_E)
 
-    def _reduced(self, kernel: ffi.Function, logits: Logits, *scalars: float) -> Logits:
+    def _reduced(self, kernel: ffi.Function, logits: Logits, *scalars: float) -> Blocks:
+        import numpy as np
+
         out = np.empty(-(-logits.size // SAMPLING_BLOCK), np.float32)
         with self._lock:
             self._logits.point(_address(logits), logits.size)
@@ -108,8 +113,8 @@ class LibrarySampling:
 
     def _lend_scratch(self, size: int) -> None:
         blocks = -(-size // SAMPLING_BLOCK)
-        for lent, array, count in zip(self._scratch_lent, self._scratch, (blocks, blocks, size, size), strict=True):
-            lent.point(_address(array), count)
+        for lent, memory, count in zip(self._scratch_lent, self._scratch, (blocks, blocks, size, size), strict=True):
+            lent.point(ctypes.addressof(memory), count)
         self._size = size
 
 
@@ -119,8 +124,10 @@ def _lent(dtype: str, memory: Any, count: int) -> ffi.Lent:
     return lent
 
 
-def _address(array: npt.NDArray[Any]) -> int:
+def _address(array: Logits) -> int:
     """Where a contiguous array begins."""
+    if isinstance(array, LazyArray):
+        return array.address
     if array.flags.writeable:  # three times as fast as numpy's own ways to say it
         return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
     address: int = array.__array_interface__["data"][0]

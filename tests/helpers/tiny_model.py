@@ -56,7 +56,7 @@ def attend(
     page_starts = T.match_buffer(page_starts_handle, (e,), "int32")
     pages = T.match_buffer(pages_handle, (used,), "int32")
     T.match_buffer(lengths_handle, (b,), "int32")
-    kv = T.match_buffer(kv_handle, (LAYERS, num_pages, 2, KV_HEADS, PAGE, HEAD_DIM))
+    kv = T.match_buffer(kv_handle, (num_pages, LAYERS, 2, KV_HEADS, PAGE, HEAD_DIM))
     out = T.match_buffer(out_handle, (n, HEADS, HEAD_DIM))
     with T.sblock("root"):
         turned = T.sblock_alloc_buffer((n, HEADS + KV_HEADS, HEAD_DIM))
@@ -68,8 +68,8 @@ def attend(
             other = qkv[t, h, (d + HEAD_DIM // 2) % HEAD_DIM] * T.Select(d < HEAD_DIM // 2, T.float32(-1), T.float32(1))
             turned[t, h, d] = qkv[t, h, d] * T.cos(angle) + other * T.sin(angle)
         for t, h, d in T.grid(n, KV_HEADS, HEAD_DIM):
-            kv[layer, slots[t] // PAGE, 0, h, slots[t] % PAGE, d] = turned[t, HEADS + h, d]
-            kv[layer, slots[t] // PAGE, 1, h, slots[t] % PAGE, d] = qkv[t, HEADS + KV_HEADS + h, d]
+            kv[slots[t] // PAGE, layer, 0, h, slots[t] % PAGE, d] = turned[t, HEADS + h, d]
+            kv[slots[t] // PAGE, layer, 1, h, slots[t] % PAGE, d] = qkv[t, HEADS + KV_HEADS + h, d]
         for s in range(b):
             for i, h in T.grid(starts[s + 1] - starts[s], HEADS):
                 sums[0] = T.float32(0)
@@ -79,12 +79,12 @@ def attend(
                     page = pages[page_starts[s] + j // PAGE]
                     sums[1] = T.float32(0)
                     for d in range(HEAD_DIM):
-                        key = kv[layer, page, 0, h // (HEADS // KV_HEADS), j % PAGE, d]
+                        key = kv[page, layer, 0, h // (HEADS // KV_HEADS), j % PAGE, d]
                         sums[1] = sums[1] + turned[starts[s] + i, h, d] * key
                     sums[1] = T.exp(sums[1] * T.float32(HEAD_DIM**-0.5))
                     sums[0] = sums[0] + sums[1]
                     for d in range(HEAD_DIM):
-                        value = kv[layer, page, 1, h // (HEADS // KV_HEADS), j % PAGE, d]
+                        value = kv[page, layer, 1, h // (HEADS // KV_HEADS), j % PAGE, d]
                         out[starts[s] + i, h, d] = out[starts[s] + i, h, d] + sums[1] * value
                 for d in range(HEAD_DIM):
                     out[starts[s] + i, h, d] = out[starts[s] + i, h, d] / sums[0]
@@ -140,7 +140,7 @@ def build_module() -> tvm.IRModule:
         tokens = length if batch == 1 else batch
         shapes = [[tokens], [tokens], ["ends"], ["ends"], ["used_pages"], [sequences]]
         kv = [nn.spec.Tensor(shape, "int32") for shape in shapes]
-        kv.append(nn.spec.Tensor([LAYERS, "num_pages", 2, KV_HEADS, PAGE, HEAD_DIM], "float32"))
+        kv.append(nn.spec.Tensor(["num_pages", LAYERS, 2, KV_HEADS, PAGE, HEAD_DIM], "float32"))
         return {"embeds": nn.spec.Tensor([batch, length, HIDDEN], "float32"), **others, "kv": kv, "$": packed}
 
     spec = {
@@ -191,7 +191,7 @@ def metadata(config: ChatConfig) -> dict[str, Any]:
             for name, shape in STORED.items()
         ],
         "memory_usage": {"prefill": 1 << 20},
-        "interface": "2",
+        "interface": "3",
         "package_version": __version__,
         "tvm_version": tvm.__version__,
         "device": "cpu",

@@ -34,7 +34,7 @@ class Text:
         new = np.arange(self.next, self.next + sum(counts))
         self.next += sum(counts)
         for stored in tensors[6:]:  # int8 rows come with scales
-            stored[:, slots // PAGE, :, :, slots % PAGE] = new.reshape(-1, *[1] * (stored.ndim - 2)) % 100
+            stored[slots // PAGE, :, :, :, slots % PAGE] = new.reshape(-1, *[1] * (stored.ndim - 2)) % 100
         assert positions.shape == slots.shape == (sum(counts),)
         assert query_starts.tolist() == [0, *np.cumsum(counts)]
         start = 0
@@ -46,7 +46,7 @@ class Text:
             own = pages[page_starts[row] : page_starts[row + 1]]
             assert len(own) == -(-len(text) // PAGE)
             for stored in tensors[6:]:
-                found = np.moveaxis(stored[:, own], 4, 2).reshape(LAYERS, len(own) * PAGE, -1)[:, : len(text)]
+                found = np.moveaxis(stored[own], 4, 1).reshape(len(own) * PAGE, -1)[: len(text)]
                 assert (found == np.array(text)[:, None] % 100).all()
             start += count
 

@@ -85,7 +85,7 @@ class Batch:
 
     def stored(self, page: Expr, which: int, head: Expr, offset: Expr) -> tuple[Expr, ...]:
         """The index of the first number of a key (which = 0) or value (1)."""
-        return index64(self.layer), index64(page), which, head, offset, 0
+        return index64(page), index64(self.layer), which, head, offset, 0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 # mypy: ignore-errors
 """Keys and values in pages, as CPU kernels read and write them; ../kv_cache.py describes the tensors.
 
-    kv[layer, page]:   keys   of head 0: [PAGE_SIZE, head_dim], of head 1, ...
+    kv[page, layer]:   keys   of head 0: [PAGE_SIZE, head_dim], of head 1, ...
                        values of head 0: [PAGE_SIZE, head_dim], of head 1, ...
 
 A row of int8 is the row of float32 divided by its scale, max |x| / 127, and rounded to nearest even.
@@ -45,7 +45,7 @@ class PagedKV:
         """The arguments in their order, from `layer` on."""
         layer = k.scalar("layer", "int64")
         starts, used, num_pages = T.int32(), T.int32(), T.int64()
-        layout = (num_layers, num_pages, 2, shape.num_kv_heads, PAGE_SIZE)
+        layout = (num_pages, num_layers, 2, shape.num_kv_heads, PAGE_SIZE)
         return PagedKV(
             shape,
             layer,
@@ -63,7 +63,7 @@ class PagedKV:
         """The index of the first element of a key (which = KEY) or value (VALUE) of a sequence."""
         page = T.bind(self.pages[self.page_starts[sequence] + T.floordiv(key, PAGE_SIZE)])
         offset = index64(T.floormod(key, PAGE_SIZE))
-        return self.layer, index64(page), index64(which), index64(head), offset, T.int64(0)
+        return index64(page), self.layer, index64(which), index64(head), offset, T.int64(0)
 
     def store_token(self, rotation: Rotation, token, head, key, value, cosines, sines) -> None:
         """Store a new token's key, rotated, and value for one key head; `key` and `value` are a float32 buffer and the
@@ -72,8 +72,8 @@ class PagedKV:
         page, offset = T.floordiv(slot, T.int64(PAGE_SIZE)), T.floormod(slot, T.int64(PAGE_SIZE))
         row = T.alloc_buffer((shape.head_dim,), "float32")
         emit_rotate(rotation, shape.vectors, key, (row, (0,)), cosines, sines)
-        self._store_row((row, (0,)), (self.layer, page, index64(KEY), index64(head), offset))
-        self._store_row(value, (self.layer, page, index64(VALUE), index64(head), offset))
+        self._store_row((row, (0,)), (page, self.layer, index64(KEY), index64(head), offset))
+        self._store_row(value, (page, self.layer, index64(VALUE), index64(head), offset))
 
     def _store_row(self, source, index) -> None:
         unit, (buffer, at) = self.shape.vectors, source

@@ -38,7 +38,7 @@ def prefill_attention(
 
     `qkv [n, (q heads + 2 kv heads) * head_dim]` float32, not rotated; `layer` int64; `positions`, `slots [n]`;
     `query_starts`, `page_starts [b + 1]`, `pages [used]`, `lengths [b]` (new tokens included): int32;
-    `kv [layers, pages, 2, kv heads, 16, head_dim]` of shape.dtype, and for int8 `kv_scales` without the last axis,
+    `kv [pages, layers, 2, kv heads, 16, head_dim]` of shape.dtype, and for int8 `kv_scales` without the last axis,
     float32; `out [n, q heads * head_dim]` float32. Scores are multiplied by `scale`. The tokens of a sequence are the
     last of it, in order.
     """
@@ -51,10 +51,10 @@ def prefill_attention(
         per_token = [k.input(name, (n,), "int32") for name in ("positions", "slots")]
         starts = [k.input(name, (b + 1,), "int32") for name in ("query_starts", "page_starts")]
         pages, lengths = k.input("pages", (used,), "int32"), k.input("lengths", (b,), "int32")
-        kv = k.input("kv", (layers, num_pages, 2, kv_heads, PAGE_SIZE, dim), shape.dtype)
+        kv = k.input("kv", (num_pages, layers, 2, kv_heads, PAGE_SIZE, dim), shape.dtype)
         kv_scales = None
         if shape.dtype == "int8":
-            kv_scales = k.input("kv_scales", (layers, num_pages, 2, kv_heads, PAGE_SIZE), "float32")
+            kv_scales = k.input("kv_scales", (num_pages, layers, 2, kv_heads, PAGE_SIZE), "float32")
         out = k.input("out", (n, heads * dim), "float32")
         batch = Batch(qkv, layer, *per_token, *starts, pages, lengths, kv, kv_scales, out)
         with k.body():

@@ -66,12 +66,12 @@ class Pass:
         numbers = iter(self.random.permutation(sum(counts) + 3).astype(np.int32))
         common = [next(numbers) for _ in range(shared)]
         self.tables = [np.array(common + [next(numbers) for _ in range(count - shared)]) for count in counts]
-        layout = (LAYERS, sum(counts) + 3, 2, geometry.kv_heads, PAGE)
+        layout = (sum(counts) + 3, LAYERS, 2, geometry.kv_heads, PAGE)
         self.kv = np.full((*layout, geometry.dim), GARBAGE[geometry.dtype], geometry.dtype)
         self.scales = np.full(layout, np.nan, np.float32)
         for table, length in zip(self.tables, past, strict=True):
             for position in range(length):
-                place = (LAYER, table[position // PAGE], slice(None), slice(None), position % PAGE)
+                place = (table[position // PAGE], LAYER, slice(None), slice(None), position % PAGE)
                 self.put(place, self.random.standard_normal((2, geometry.kv_heads, geometry.dim)))
         fused = geometry.heads + 2 * geometry.kv_heads
         self.qkv = self.random.standard_normal((sum(new), fused * geometry.dim)).astype(np.float32)
@@ -109,7 +109,7 @@ class Pass:
         g = self.geometry
         q, k, v = np.split(self.qkv.reshape(len(self.qkv), -1, g.dim), [g.heads, g.heads + g.kv_heads], axis=1)
         self.expect_stored(kv, scales, np.stack([rotated(k, self.positions), v], 1))
-        stored, start = self.values(kv, scales)[LAYER], 0
+        stored, start = self.values(kv, scales)[:, LAYER], 0
         for table, past, new in zip(self.tables, self.past, self.new, strict=True):
             own = slice(start, start + new)
             # [length, 2, kv_heads, dim] -> each query head's keys and values
@@ -126,13 +126,13 @@ class Pass:
     def expect_stored(self, kv: Array, scales: Array, rows: Array) -> None:
         """New keys and values `[n, 2, kv_heads, dim]` are at their slots, and nothing else has changed."""
         pages, offsets = self.slots // PAGE, self.slots % PAGE
-        found = self.values(kv, scales)[LAYER, pages, :, :, offsets]
+        found = self.values(kv, scales)[pages, LAYER, :, :, offsets]
         largest = np.abs(rows).max(-1, keepdims=True)
         rounding = {"float32": 0, "float16": np.abs(rows) * 2**-11, "int8": largest / 254}[self.geometry.dtype]
         assert (np.abs(found - rows) <= 2e-6 + 1.01 * rounding).all()
         for after, before in ((kv, self.kv.copy()), (scales, self.scales.copy())):
             if after is kv or self.geometry.dtype == "int8":
-                before[LAYER, pages, :, :, offsets] = after[LAYER, pages, :, :, offsets]
+                before[pages, LAYER, :, :, offsets] = after[pages, LAYER, :, :, offsets]
             np.testing.assert_array_equal(after, before)
 
 
