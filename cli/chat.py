@@ -28,7 +28,7 @@ MAX_INPUT_BYTES = 16 << 20
 @click.option("--json", "as_json", is_flag=True, help="Print the whole response as JSON (with -p or a pipe).")
 @click.option("--model-lib", type=FILE_OR_FOLDER, metavar="FILE", help="Model library, instead of the one of MODEL.")
 @click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="What to run on: auto or cpu.")
-@quantization_option(default=" For a MODEL that is compiled first, or chosen by name; default: q4f16_1.")
+@quantization_option(default=" For a MODEL that is compiled first, or chosen by name; default: as mlc compile.")
 @click.option("--overrides", default="", metavar="K=V;K=V", help="Change the model's configuration, as in mlc compile.")
 def command(
     model: str, prompt: str | None, system: str | None, as_json: bool, model_lib: Path | None, device: str,

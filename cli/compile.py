@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command("compile", short_help="Compile a model for a device.")
 @click.argument("model")
-@quantization_option(default=" Default: q4f16_1, or what a compiled folder has.")
+@quantization_option(default=" Default: q4f16_1, or a GGUF file's own blocks, or what a compiled folder has.")
 @click.option(
     "--device",
     default="auto",
@@ -71,9 +71,14 @@ def command(
     that was compiled before, or HF://org/name of one: then only its library is built. What is up to date is not built
     again.
 
+    The blocks of a GGUF file (Q4_0 to Q8_0, Q2_K to Q6_K, IQ4) are kept: every weight has exactly its value in the
+    file, and the quantization is called as the file's, q4_k_m for instance. With -q q4f16_1 or another they are
+    dequantized and quantized again.
+
     \b
       mlc compile ./Llama-3.2-1B-Instruct
-      mlc compile model.gguf -q q4f16_1 -o out
+      mlc compile model.Q4_K_M.gguf
+      mlc compile model.Q4_K_M.gguf -q q4f16_1 -o out
       mlc compile HF://Qwen/Qwen2.5-0.5B-Instruct --overrides "context_window_size=4096"
     """
     from ..compiler.compile import CompileOptions, compile_model, plan

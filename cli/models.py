@@ -22,6 +22,7 @@ from ..runtime.policy import download_policy, jit_policy
 
 DEMO_MODEL = "smollm2-135m-instruct"
 DEFAULT_QUANTIZATION = "q4f16_1"
+DEMO_QUANTIZATION = "q4_1"  # the blocks of its GGUF file, which are kept
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,12 @@ def cache_folder(model: str, quantization: str | None) -> Path:
     """Where MODEL, a built-in name or `HF://org/name`, goes when it is compiled to be chatted with."""
     name = model[len(HUB_PREFIX) :] if is_address(model) else model
     stem = re.sub(r"[^\w.+-]+", "--", name)
-    return cache_home() / "models" / f"{stem}-{quantization or DEFAULT_QUANTIZATION}-MLC"
+    return cache_home() / "models" / f"{stem}-{quantization or _default_quantization(name)}-MLC"
+
+
+def _default_quantization(name: str) -> str:
+    """What a built-in name or an address is compiled to where nobody says."""
+    return DEMO_QUANTIZATION if name.lower() == DEMO_MODEL else DEFAULT_QUANTIZATION
 
 
 def _is_complete(folder: Path) -> bool:
@@ -133,7 +139,7 @@ def _is_complete(folder: Path) -> bool:
 def _find_by_name(place: Path, name: str, quantization: str | None) -> Path | None:
     """The compiled folder in `place` called `name`, whatever its case; quantization and -MLC may be left out."""
     folders = {path.name.lower(): path for path in place.glob("*") if _is_complete(path)}
-    wanted = [f"{name}-{quantization or DEFAULT_QUANTIZATION}-mlc"]
+    wanted = [f"{name}-{quantization or _default_quantization(name)}-mlc"]
     if quantization is None:
         wanted = [name, f"{name}-mlc", *wanted]
     for candidate in wanted:

@@ -7,9 +7,10 @@ its groups have small integers that are multiplied by the block's two float16 nu
 
     scale[n, g] = q_scale[n, g] * q_super_scale[n, b]      minimum[n, g] = q_min[n, g] * q_super_min[n, b]
 
-Codes of 5 and 6 bits become bytes, codes of 2 and 3 bits become 4-bit ones; words are laid out as in `group.py`. ggml
-subtracts minima of the K types: here the sign is that of `q_super_min`. Layouts: ggml-common.h and ggml-quants.c of
-https://github.com/ggml-org/ggml; the inverse is `dequantize_blocks` of the gguf package.
+Codes of 5 and 6 bits become bytes, codes of 2 and 3 bits become 4-bit ones, and those of IQ4_NL and IQ4_XS the bytes of
+ggml's table that they stand for; words are laid out as in `group.py`. ggml subtracts minima of the K types: here the
+sign is that of `q_super_min`. Layouts: ggml-common.h and ggml-quants.c of https://github.com/ggml-org/ggml; the inverse
+is `dequantize_blocks` of the gguf package.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
 
 SUPER_SIZE = 256  # inputs of a K type's block
+# ggml's `kvalues_iq4nl`, moved by 128
+_IQ4_VALUES = np.array([1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ FORMATS = {
         BlockFormat("q4_k", 4, 32, 0, minimum=True, scale_dtype="int8"),
         BlockFormat("q5_k", 8, 32, 0, minimum=True, scale_dtype="int8"),
         BlockFormat("q6_k", 8, 16, 32, minimum=False, scale_dtype="int8"),
+        BlockFormat("iq4_nl", 8, 32, 128, minimum=False),
+        BlockFormat("iq4_xs", 8, 32, 128, minimum=False, scale_dtype="int8"),
     )
 }
 
@@ -232,6 +237,18 @@ def _unpack_q6_k(blocks: Bytes) -> Parts:
     return Parts(codes, blocks[:, 192:208].view(np.int8), None, _half(blocks[:, 208:]))
 
 
+def _unpack_iq4_nl(blocks: Bytes) -> Parts:
+    """As Q4_0, with codes that stand for the bytes of a table."""
+    return Parts(_IQ4_VALUES[_fields(blocks[:, 2:], 16, 4)], _half(blocks[:, :2]))
+
+
+def _unpack_iq4_xs(blocks: Bytes) -> Parts:
+    """One factor, 2 and 4 bytes of 6-bit scales, 128 bytes of codes."""
+    scale = _fields(blocks[:, 4:8], 1, 4) | (_fields(blocks[:, 2:4], 1, 2) << np.uint8(4))
+    codes = _IQ4_VALUES[_fields(blocks[:, 8:], 16, 4)]
+    return Parts(codes, scale.view(np.int8) - np.int8(32), None, _half(blocks[:, :2]))
+
+
 _UNPACK: dict[str, Callable[[Bytes], Parts]] = {
     "q4_0": _unpack_q4_0,
     "q4_1": _unpack_q4_1,
@@ -243,4 +260,6 @@ _UNPACK: dict[str, Callable[[Bytes], Parts]] = {
     "q4_k": _unpack_q4_k,
     "q5_k": _unpack_q5_k,
     "q6_k": _unpack_q6_k,
+    "iq4_nl": _unpack_iq4_nl,
+    "iq4_xs": _unpack_iq4_xs,
 }

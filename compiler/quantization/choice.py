@@ -30,7 +30,8 @@ def choose_scheme(name: str | None, source: Source, weights: Sequence[Weight]) -
     if name not in KEPT_NAMES:
         return get_scheme(name)
     if name != kept or not isinstance(source, BlockSource):
-        seen = f"those of {source.name} are {kept}: leave -q out to keep them, or" if kept else f"{source.name} has none:"
+        there = f"those of {source.name} are {kept}: leave -q out to keep them, or"
+        seen = there if kept else f"{source.name} has none:"
         raise UsageError(f"-q {name} keeps the blocks of a GGUF file, and {seen} name one of {', '.join(SCHEMES)}")
     return kept_scheme(source, weights)
 

@@ -20,7 +20,7 @@ _QUANTIZATION_SUFFIX = re.compile(r"[.-]((I?Q\d+|TQ\d+|MXFP4)(_\w+)?|B?F16|F32)$
 # llama.cpp's numbers of mixtures (`llama_ftype` in llama.h), of those whose blocks are read
 _FILE_TYPES = {2: "q4_0", 3: "q4_1", 7: "q8_0", 8: "q5_0", 9: "q5_1", 10: "q2_k", 11: "q3_k_s", 12: "q3_k_m",
                13: "q3_k_l", 14: "q4_k_s", 15: "q4_k_m", 16: "q5_k_s", 17: "q5_k_m", 18: "q6_k",
-               21: "q2_k_s"}  # fmt: skip
+               21: "q2_k_s", 25: "iq4_nl", 30: "iq4_xs"}  # fmt: skip
 
 
 class GGUFSource:

@@ -93,7 +93,7 @@ def test_a_built_in_name_is_compiled_into_the_cache_once(
     compiled: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = models.find_or_compile(models.DEMO_MODEL, None, "auto", "")
-    folder = cache_home() / "models" / "smollm2-135m-instruct-q4f16_1-MLC"
+    folder = cache_home() / "models" / "smollm2-135m-instruct-q4_1-MLC"
     assert (found.folder, compiled[0].model, compiled[0].output) == (folder, "smollm2-135m-instruct", folder)
     assert capsys.readouterr().err.startswith(f"smollm2-135m-instruct is compiled first, into {folder}\nconfig: ")
     make(folder)

@@ -54,7 +54,7 @@ def test_a_mixture_of_k_types_keeps_its_two_levels_of_scales() -> None:
     assert joined_format(["q8_0", "q5_0"]) == BlockFormat("q5_0+q8_0", 8, 32, 128, False, "float16")
     assert joined_format(["q8_0", "q4_k"]).scale_dtype == "float32"
     with pytest.raises(KeyError):
-        joined_format(["q4_k", "iq4_nl"])
+        joined_format(["q4_k", "mxfp4"])
 
 
 def test_what_each_format_stores() -> None:

@@ -131,7 +131,7 @@ def test_the_folder_and_its_library_agree_on_every_format(source: Path, tmp_path
     assert model_hash(folder_config(tmp_path / "out", {"context_window_size": 64})) == model_hash(config)
 
 
-@pytest.mark.parametrize("damage", ["iq4_nl", "", "q4_0+"])
+@pytest.mark.parametrize("damage", ["mxfp4", "", "q4_0+"])
 def test_a_folder_with_a_format_that_nobody_knows_is_refused(damage: str, source: Path, tmp_path: Path) -> None:
     config = gen_config(str(source), "q4_1", tmp_path / "out")
     assert config.weight_formats is not None
@@ -151,7 +151,13 @@ def test_a_weight_without_a_format_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("file_type", "expected"),
-    [(8, "q5_0"), (2, "q4_0"), (15, "q4_1"), (1, "q4_1"), (9999, "q4_1")],  # 15 is Q4_K_M, 1 is F16: no such blocks here
+    [
+        (8, "q5_0"),
+        (2, "q4_0"),
+        (15, "q4_1"),
+        (1, "q4_1"),
+        (9999, "q4_1"),
+    ],  # 15 is Q4_K_M, 1 is F16: no such blocks here
 )
 def test_a_mixture_is_called_what_the_file_says_if_that_fits(file_type: int, expected: str, tmp_path: Path) -> None:
     assert scheme_of(write(tmp_path / "x.gguf", file_type=file_type)).name == expected
@@ -174,7 +180,10 @@ def test_files_without_blocks_are_quantized_as_any_other_source(tmp_path: Path) 
 def test_a_name_asks_for_the_blocks_that_are_there_or_for_a_scheme(source: Path) -> None:
     assert scheme_of(source, "q4_1") == scheme_of(source)
     assert scheme_of(source, "q4f16_1").name == "q4f16_1"
-    with pytest.raises(UsageError, match=r"^-q q4_k_m .* and those of Tiny are q4_1: leave -q out to keep them, or name one of q0f16, q0bf16"):
+    with pytest.raises(
+        UsageError,
+        match=r"^-q q4_k_m .* and those of Tiny are q4_1: leave -q out to keep them, or name one of q0f16, q0bf16",
+    ):
         plan(CompileOptions(str(source), quantization="q4_k_m"))
 
 

@@ -42,7 +42,7 @@ VARIES = [
     (r"damaged: \d+ bytes", "damaged: <n> bytes"),
     (r"usable tokenizer \(.*\):", "usable tokenizer (<reason>):"),
     (r"not valid JSON \(.*\):", "not valid JSON (<where>):"),
-    (r"(known are|these are read:) [\w, ]+", r"\1 ..."),
+    (r"(known are|these are read:|name one of) [\w, ]+", r"\1 ..."),
 ]
 # What may stand before the error: the stages that were reached.
 PROGRESS = re.compile(r"(config|weights|library): \d+\.\d s|\S+ has no library for cpu: compiling \S+")

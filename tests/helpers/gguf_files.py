@@ -107,11 +107,13 @@ def write_gguf(
 
 # Where the float16 numbers of a block are
 _HALVES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82), "Q3_K": (108,),
-           "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # fmt: skip
+           "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,)}  # fmt: skip
 BLOCK_TYPES = [gguf.GGMLQuantizationType[name] for name in _HALVES]
 
 
-def random_blocks(type_: gguf.GGMLQuantizationType, rows: int, columns: int, *, scale: float = 0.05, seed: int = 0) -> Any:
+def random_blocks(
+    type_: gguf.GGMLQuantizationType, rows: int, columns: int, *, scale: float = 0.05, seed: int = 0
+) -> Any:
     """Stored bytes uint8 [rows, bytes] of random blocks whose weights are about as large as `scale`.
 
     Every bit pattern of codes and small scales occurs; the float16 numbers have either sign.
@@ -129,9 +131,9 @@ def random_blocks(type_: gguf.GGMLQuantizationType, rows: int, columns: int, *, 
 
 
 def as_blocks(values: np.ndarray, name: str, seed: int = 0) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
-    """A matrix in a GGUF type, for `write_gguf`: quantized by the package, or random blocks where it has no quantizer."""
+    """A matrix in a GGUF type, for `write_gguf`: by the package's quantizer, or random blocks where it has none."""
     type_ = gguf.GGMLQuantizationType[name]
-    if name.endswith("_K"):
+    if name.endswith("_K") or name.startswith("IQ"):
         return random_blocks(type_, *values.shape, scale=float(values.std()), seed=seed), type_
     return gguf.quants.quantize(values, type_), type_
 

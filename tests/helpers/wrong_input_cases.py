@@ -205,8 +205,8 @@ SECTIONS: dict[str, list[Case]] = {
         Case(
             "GGUF of another type of tensor",
             "mlc compile tiny.gguf",
-            "tiny.gguf: tensor token_embd.weight is stored as IQ4_NL; these are read: ...",
-            given=gguf(tensor_type=20),
+            "tiny.gguf: tensor token_embd.weight is stored as IQ2_XXS; these are read: ...",
+            given=gguf(tensor_type=16),
         ),
         Case(
             "GGUF of another architecture",
@@ -238,6 +238,12 @@ SECTIONS: dict[str, list[Case]] = {
             "an unknown quantization",
             COMPILE + " -q q4f16_9",
             "unknown quantization 'q4f16_9': did you mean q4f16_2? known are ...",
+            2,
+        ),
+        Case(
+            "blocks of a GGUF file where there is none",
+            COMPILE + " -q q4_k_m",
+            "-q q4_k_m keeps the blocks of a GGUF file, and tiny-llama has none: name one of ...",
             2,
         ),
         Case(

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from gguf.quants import dequantize, quantize
+from gguf_files import BLOCK_TYPES as QUANTIZED_TYPES
+from gguf_files import random_blocks
 from safetensors.numpy import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -34,12 +36,8 @@ GGUF_PARTS = {
 
 
 def encode(values: np.ndarray, type_: gguf.GGMLQuantizationType) -> np.ndarray:
-    """Stored bytes [rows, row bytes]: the package's quantizer, or for the K types, which have none, random blocks."""
-    if not type_.name.endswith("_K"):
-        return quantize(values, type_)
-    elements, nbytes = gguf.GGML_QUANT_SIZES[type_]
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 60, (len(values), values.shape[1] // elements * nbytes), dtype=np.uint8)  # finite scales
+    """Stored bytes [rows, row bytes]: random blocks, or plain numbers by the package's quantizer."""
+    return random_blocks(type_, *values.shape) if type_ in QUANTIZED_TYPES else quantize(values, type_)
 
 
 @pytest.mark.parametrize("type_", TYPES, ids=lambda type_: type_.name)

@@ -110,7 +110,7 @@ def test_every_value_type_is_read(tmp_path: Path) -> None:
         (build(tensors=(tensor(shape=(1 << 32, 1 << 32)),)), "which F32 cannot hold"),
         (build(tensors=(tensor(shape=(HUGE, HUGE, HUGE, HUGE)),)), "which F32 cannot hold"),
         (build(tensors=(tensor(shape=(31,), type_id=8),)), "tensor t has shape [31], which Q8_0 cannot hold"),
-        (build(tensors=(tensor(type_id=20),)), "tensor t is stored as IQ4_NL; these are read: F32, F16, Q4_0"),
+        (build(tensors=(tensor(type_id=16),)), "tensor t is stored as IQ2_XXS; these are read: F32, F16, Q4_0"),
         (build(tensors=(tensor(type_id=77),)), "tensor t is stored as type number 77; these are read"),
         (build(tensors=(tensor(), tensor(offset=32)), data=64), "tensor t appears twice"),
         (build(tensors=(tensor(offset=4),), data=64), "which is not a multiple of 32"),
