@@ -49,6 +49,8 @@ ENVIRONMENT = """\
 | `MLC_LLM_READONLY_WEIGHT_CACHE` | folders, separated as in `PATH`, that may hold downloaded models: `hf/org/name` |
 | `MLC_DOWNLOAD_CACHE_POLICY` | what may be downloaded: `ON`, `READONLY`, `REDO` or `OFF` |
 | `MLC_JIT_POLICY` | what may be compiled on the spot: `ON`, `REDO`, `OFF` or `READONLY` |
+| `MLC_DERIVED_WEIGHTS_POLICY` | weights in a library's layout, kept for the next start: `ON`, `READONLY`, `REDO` or `OFF` |
+| `MLC_NUM_THREADS` | threads that run the kernels; default: one for each physical core that the process may use |
 | `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HOME` | as huggingface_hub reads them |
 | `MLC_DEBUG` | as `--debug` |
 | `MLC_NO_HISTORY` | keeps no history of entered lines |
@@ -59,6 +61,11 @@ with `REDO` everything is downloaded again, as after damage; with `OFF` addresse
 
 `MLC_JIT_POLICY`: with `ON` a library that is missing or does not fit is compiled when a model is loaded; with `REDO` it
 is compiled again; with `OFF` or `READONLY` only `mlc compile` compiles.
+
+`MLC_DERIVED_WEIGHTS_POLICY`: the first start brings a folder's weights into the layout that the library's kernels read;
+with `ON` the result is kept in `.mlc-derived` in the model folder (where that cannot be written, in the cache folder),
+and later starts read it as fast as the disk allows. It takes as much room as the weights and can be deleted at any
+time. `READONLY` reads what is kept, `REDO` makes it again, `OFF` does neither.
 """
 
 
