@@ -1,9 +1,10 @@
 """What each quantization costs: perplexity and mean KL divergence from the float32 model, on a public-domain text.
 
-    python benchmarks/quality.py [MODEL] [--quantizations q4f16_1,q3f16_1] [--tokens 1024] [--output docs/quality.md]
+    python benchmarks/quality.py [MODEL] [--quantizations q4_1,q4_1:O3] [--tokens 1024] [--output docs/quality.md]
 
-MODEL is anything `mlc compile` takes (default: the demo model). Every scheme is compiled into a temporary folder and
-run by the runtime itself, so that the figures include the kernels. Logits of q0f32 are the reference.
+MODEL is anything `mlc compile` takes (default: the demo model, whose own blocks are q4_1). Every scheme is compiled
+into a temporary folder and run by the runtime itself, so that the figures include the kernels; `:O3` chooses
+`--opt O3`. Logits of q0f32 in float32 arithmetic are the reference.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlc_llm.compiler.compile import CompileOptions, compile_model
+from mlc_llm.compiler.compile import CompileOptions, compile_model, plan
 from mlc_llm.compiler.quantization.scheme import SCHEMES
 from mlc_llm.runtime.model import Model
 from mlc_llm.runtime.tokenizer import Tokenizer
@@ -48,7 +49,9 @@ def log_softmax(logits: Logits) -> NDArray[np.float64]:
 
 def logits_of(model: str, quantization: str, tokens: int, work: Path) -> tuple[Logits, list[int], float]:
     """Compile, run. Returns (logits [tokens, vocab], token ids, megabytes of weights)."""
-    result = compile_model(CompileOptions(model, quantization=quantization, output=work / quantization))
+    name, _, level = quantization.partition(":")
+    opt = "activation_bits=32" if name == REFERENCE else level or "O2"
+    result = compile_model(CompileOptions(model, quantization=name, opt=opt, output=work / name))
     ids = Tokenizer.load(result.folder).encode(TEXT.read_text())[:tokens]
     loaded = Model.load(result.folder, result.library, max_num_sequence=1, max_total_sequence_length=tokens)
     sequence = loaded.add_sequence()
@@ -70,7 +73,8 @@ def measure(model: str, quantizations: list[str], tokens: int) -> list[Row]:
             kl = (np.exp(reference) * (reference - candidate)).sum(axis=1).mean()
             loss = -candidate[np.arange(len(ids) - 1), ids[1:]].mean()
             same = (candidate.argmax(axis=1) == reference.argmax(axis=1)).mean()
-            rows.append(Row(quantization, megabytes, float(np.exp(loss)), float(kl), float(same)))
+            label = quantization.replace(":", " with --opt ")
+            rows.append(Row(label, megabytes, float(np.exp(loss)), float(kl), float(same)))
             print(f"{quantization}: {time.perf_counter() - begin:.0f} s", flush=True)
     return rows
 
@@ -99,16 +103,20 @@ def main() -> None:
     """Print the table, and write it into a page if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="smollm2-135m-instruct")
-    parser.add_argument("--quantizations", default=",".join(SCHEMES))
+    parser.add_argument("--quantizations", help="default: the model's own one, also with O3, and all schemes")
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    rows = measure(arguments.model, arguments.quantizations.split(","), arguments.tokens)
+    own = plan(CompileOptions(arguments.model)).quantization
+    chosen = arguments.quantizations or ",".join(dict.fromkeys([own, f"{own}:O3", *SCHEMES]))
+    rows = measure(arguments.model, chosen.split(","), arguments.tokens)
     page = f"""# What quantization costs
 
 Model: `{arguments.model}`. Text: `benchmarks/data/{TEXT.name}`, its first {arguments.tokens} tokens. KL divergence is
-taken from the logits of `{REFERENCE}`, whose weights are the source's as they are. The figures are arithmetic, not
-timings: they do not depend on the machine's load.
+taken from the logits of `{REFERENCE}` in float32 arithmetic, whose weights are the source's as they are. Where the
+blocks of a GGUF file are kept the weights are the same too, and the KL divergence is that of 16-bit arithmetic, or of
+8-bit with `--opt O3`; the other schemes quantize weights again that were quantized before. The figures do not depend on
+the machine's load.
 
 {table(rows)}
 
