@@ -70,7 +70,8 @@ def cpu_target(processor: str = "native", host: str = "auto") -> CompileTarget:
         raise UsageError(f"--device cpu:{processor}: LLVM knows no such processor for {triple}; try cpu:x86-64-v3")
     attributes: dict[str, Any] = {"kind": "llvm", "mcpu": processor, "mtriple": triple}
     features = codegen.llvm_get_cpu_features(tvm.target.Target(attributes))
-    flags = _X86_FLAGS if triple.startswith(("x86_64", "i686")) else _AARCH64_FLAGS
+    is_aarch64 = triple.startswith(("aarch64", "arm64"))
+    flags = _AARCH64_FLAGS if is_aarch64 else _X86_FLAGS
     wanted = {llvm: flag for llvm, flag in flags.items() if llvm in features}
     if present:
         # a hypervisor may hide instruction sets that the processor's name implies
@@ -84,7 +85,7 @@ def cpu_target(processor: str = "native", host: str = "auto") -> CompileTarget:
         attributes=attributes,
         host_triple=triple,
         lanes=lanes,
-        vector_registers=32 if lanes == 16 or triple.startswith("aarch64") else 16,
-        converts_float16="f16c" in wanted or triple.startswith("aarch64"),
+        vector_registers=32 if lanes == 16 or is_aarch64 else 16,
+        converts_float16="f16c" in wanted or is_aarch64,
         cpu_features=tuple(sorted(wanted.values())),
     )

@@ -10,9 +10,9 @@
     usdot           NEON with i8mm           4 bytes                          int32
     sdot            NEON with dotprod        4 bytes, weights signed too      int32
 
-vpmaddubsw saturates at 16 bits. The products of 4-bit codes and 8-bit activations stay below that for a few words; all
-others go through vpmaddwd, to which 16-bit activations are no more work than 8-bit ones. Where bytes are multiplied
-16-bit activations take two passes, one for each of their bytes.
+vpmaddubsw saturates at 16 bits: products of 4-bit codes stay below that for a few words, those of 8-bit codes do not
+and go through vpmaddwd. Where bytes are multiplied 16-bit activations take two passes, one for each of their bytes;
+vpmaddwd does with one, but needs more instructions to take codes out of their words, which many rows of x share.
 
 Not used: bfloat16 (vdpbf16ps, bfmmla), which multiplies two numbers of a word in the time of four bytes, and rounds.
 """
@@ -143,7 +143,7 @@ def _sdot(sums, weights, activations, lanes: int):
     return T.call_llvm_pure_intrin("llvm.aarch64.neon.sdot.v4i32.v16i8", sums, *factors, dtype=f"int32x{lanes}")
 
 
-_CHAIN = 8  # words of vpmaddubsw: 8 * 2 * 15 * 127 < 2^15
+_CHAIN = 8  # words of vpmaddubsw: 8 * 2 * 15 * 128 < 2^15
 
 
 def _sse_and_avx(lanes: int) -> list[IntegerDot]:
@@ -153,7 +153,7 @@ def _sse_and_avx(lanes: int) -> list[IntegerDot]:
     ]
 
 
-# Feature of the processor, best first, and what multiplies there: the last one 4-bit codes and 8-bit activations.
+# Feature of the processor, best first, and what multiplies there; a second one is for 4-bit codes in bytes.
 _INSTRUCTION_SETS = {
     "avx512_vnni": [IntegerDot("vpdpbusd", 16, _vpdpbusd)],
     "avx_vnni": [IntegerDot("vpdpbusd", 8, _vpdpbusd)],
@@ -166,9 +166,9 @@ _INSTRUCTION_SETS = {
 }
 
 
-def integer_dot(target: CompileTarget, code_bits: int, activation_bits: int) -> IntegerDot | None:
-    """The best of the target's instruction sets; None where float32 arithmetic is faster."""
+def integer_dot(target: CompileTarget, code_bits: int, activation_bits: int, *, single: bool) -> IntegerDot | None:
+    """The best of the target's instruction sets, None where float32 arithmetic is faster. `single`: for one row."""
     for feature, dots in _INSTRUCTION_SETS.items():
         if feature in target.cpu_features:
-            return dots[-1] if (code_bits, activation_bits) == (4, 8) else dots[0]
+            return dots[-1] if code_bits == 4 and (single or activation_bits == 8) else dots[0]
     return None

@@ -81,12 +81,12 @@ class KernelTable:
 
     def fuses(self, operation: Matmul) -> bool:
         """Whether the kernel of a multiplication can norm its input and activate its output."""
-        return self._dot(operation, 16) is not None
+        return self._dot(operation, 16, single=True) is not None
 
-    def _dot(self, operation: Matmul, activation_bits: int) -> IntegerDot | None:
+    def _dot(self, operation: Matmul, activation_bits: int, *, single: bool) -> IntegerDot | None:
         if self.activation_bits > 16 or isinstance(operation.storage, DenseStorage):
             return None
-        return integer_dot(self.target, operation.storage.bits, activation_bits)
+        return integer_dot(self.target, operation.storage.bits, activation_bits, single=single)
 
     def _make(self, operation: Operation, single: bool) -> tirx.PrimFunc:
         if isinstance(operation, RMSNorm):
@@ -94,7 +94,7 @@ class KernelTable:
         if isinstance(operation, SwiGLU):
             return layers.silu_mul(operation.features, single=single)
         activation_bits = 16 if single else self.activation_bits  # memory is the limit of one row: 16 bits cost nothing
-        dot = self._dot(operation, activation_bits)
+        dot = self._dot(operation, activation_bits, single=single)
         if dot is None:
             return (
                 float_matmul.gemv(operation)

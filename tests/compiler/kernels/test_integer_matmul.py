@@ -8,7 +8,7 @@ import pytest
 from compiled_kernels import AARCH64, Kernel, aarch64_target, compile_kernel, needs_qemu
 from numpy.typing import NDArray
 
-from mlc_llm.compiler.kernels.cpu.dot import IntegerDot, integer_dot
+from mlc_llm.compiler.kernels.cpu.dot import integer_dot
 from mlc_llm.compiler.kernels.cpu.integer_matmul import gemm, gemv
 from mlc_llm.compiler.kernels.cpu.matmul import Matmul
 from mlc_llm.compiler.kernels.cpu.storage import TILE, GroupStorage, tiles
@@ -43,10 +43,11 @@ def target_of(processor: str) -> CompileTarget:
     return replace(target, attributes=attributes, cpu_features=("avx_vnni",))
 
 
-def dot_of(target: CompileTarget, storage: GroupStorage, activation_bits: int = 16) -> IntegerDot:
-    dot = integer_dot(target, storage.bits, activation_bits)
+def kernel_of(op: Matmul, target: CompileTarget, *, single: bool, activation_bits: int = 16) -> Kernel:
+    assert isinstance(op.storage, GroupStorage)
+    dot = integer_dot(target, op.storage.bits, activation_bits, single=single)
     assert dot is not None
-    return dot
+    return compile_kernel((gemv if single else gemm)(op, dot, activation_bits), target)
 
 
 def random_weights(storage: GroupStorage, n: int, k: int, seed: int = 0) -> tuple[list[Array], NDArray[np.float64]]:
@@ -105,11 +106,10 @@ def test_products_of_every_instruction_set_equal_numpy(storage: str, processor: 
 
 def check_products(storage: GroupStorage, processor: str, activation_bits: int, n: int, k: int) -> None:
     target = target_of(processor)
-    dot = dot_of(target, storage, activation_bits)
     tensors, matrix = random_weights(storage, n, k)
     rng = np.random.default_rng(1)
     op = Matmul(n, k, storage)
-    single, many = (compile_kernel(make(op, dot, activation_bits), target) for make in (gemv, gemm))
+    single, many = (kernel_of(op, target, single=single, activation_bits=activation_bits) for single in (True, False))
     for kernel, shape in [(single, (1, 1)), (many, (1, 3)), (many, (67, 1))]:
         x = rng.standard_normal((*shape, k)).astype(np.float32) * np.float32(3)
         y = run(kernel, x, *tensors, np.full((*shape, n), np.nan, np.float32))
@@ -128,7 +128,7 @@ def test_norm_bias_and_residual_are_part_of_the_kernel(processor: str, rows: int
     x, norm = rng.standard_normal((1, rows, k)).astype(np.float32), rng.standard_normal(k).astype(np.float32)
     bias, residual = rng.standard_normal(n).astype(np.float32), rng.standard_normal((1, rows, n)).astype(np.float32)
     op = Matmul(n, k, STORAGES["q4"], bias=True, residual=True, norm_eps=eps)
-    kernel = compile_kernel((gemv if rows == 1 else gemm)(op, dot_of(target, STORAGES["q4"]), 16), target)
+    kernel = kernel_of(op, target, single=rows == 1)
     y = run(kernel, x, norm, *tensors, bias, residual, np.zeros((1, rows, n), np.float32))
     normed = x / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True) + eps) * norm
     np.testing.assert_allclose(y, normed @ matrix.T + bias + residual, atol=2e-3)
@@ -143,7 +143,7 @@ def test_swiglu_is_part_of_the_kernel(processor: str, rows: int, bias: bool) -> 
     rng = np.random.default_rng(3)
     x, b = rng.standard_normal((1, rows, k)).astype(np.float32) * 20, rng.standard_normal(n).astype(np.float32)
     op = Matmul(n, k, STORAGES["q4"], bias=bias, swiglu=True)
-    kernel = compile_kernel((gemv if rows == 1 else gemm)(op, dot_of(target, STORAGES["q4"]), 16), target)
+    kernel = kernel_of(op, target, single=rows == 1)
     y = run(kernel, x, *tensors, *([b] if bias else []), np.zeros((1, rows, n // 2), np.float32))
     gate, up = np.split(x @ matrix.T + (b if bias else 0), 2, axis=-1)
     np.testing.assert_allclose(y, gate / (1 + np.exp(-gate)) * up, atol=2e-2, rtol=1e-3)
@@ -156,7 +156,7 @@ def test_zero_rows_and_extreme_values(processor: str) -> None:
     x = np.zeros((1, 4, 64), np.float32)
     x[0, 1], x[0, 2, 5], x[0, 3, 7] = 1e-20, 3e4, -1e-38
     op = Matmul(32, 64, STORAGES["q4"])
-    kernel = compile_kernel(gemm(op, dot_of(target, STORAGES["q4"]), 16), target)
+    kernel = kernel_of(op, target, single=False)
     y = run(kernel, x, *tensors, np.full((1, 4, 32), np.nan, np.float32))
     assert (y[0, 0] == 0).all()
     assert np.isfinite(y).all()
