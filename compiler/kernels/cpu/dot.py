@@ -14,7 +14,7 @@ vpmaddubsw saturates at 16 bits: products of 4-bit codes stay below that for a f
 and go through vpmaddwd. Where bytes are multiplied 16-bit activations take two passes, one for each of their bytes;
 vpmaddwd does with one, but needs more instructions to take codes out of their words, which many rows of x share.
 
-Not used: bfloat16 (vdpbf16ps, bfmmla), which multiplies two numbers of a word in the time of four bytes, and rounds; and
+Not used: bfloat16 (vdpbf16ps, bfmmla), which multiplies two numbers of a word in the time of four bytes, and rounds;
 AMX and smmla, which multiply blocks of 8-bit numbers and are worth it for many rows of x at a time only.
 """
 # mypy: ignore-errors
