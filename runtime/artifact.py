@@ -191,7 +191,7 @@ class LibraryMetadata(Record):
     params: list[ParamMetadata]
     memory_usage: dict[str, int] = {}
     # Ours:
-    interface: Literal["3"]  # how functions are called: 3 is a KV cache that the runtime keeps, pages first, layers second
+    interface: Literal["3"]  # how functions are called: 3 is a KV cache of the runtime, [pages, layers, ...]
     package_version: str
     tvm_version: str
     device: str  # the --device name, as "cpu"

@@ -20,10 +20,9 @@ import time
 import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 from .artifact import TENSOR_CACHE_NAME, cache_home
 from .devices import num_threads
@@ -46,8 +45,7 @@ _TICK = 2 * 10**9  # ns; the coarsest modification times that file systems keep
 FileState = tuple[str, int, int]  # path, size, modification time in ns
 
 
-@dataclass(frozen=True)
-class _Header:
+class _Header(NamedTuple):
     """What the file says of itself."""
 
     files: tuple[FileState, ...]  # what the tensors were made of: the weight index, the shards, the library
@@ -57,7 +55,7 @@ class _Header:
     mtime_ns: int
 
     def to_bytes(self) -> bytes:
-        text = json.dumps(self.__dict__).encode()
+        text = json.dumps(self._asdict()).encode()
         start = _PREFIX.pack(_MAGIC, len(text), zlib.crc32(text)) + text
         return start + bytes(-len(start) % _PAGE)
 

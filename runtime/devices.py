@@ -1,5 +1,6 @@
 """What this machine has: cores and instruction sets of the processor, memory to use."""
 
+import ctypes
 import math
 import os
 from collections.abc import Iterable
@@ -101,6 +102,13 @@ def num_threads() -> int:
             return int(value)
     cores = physical_cores(os.sched_getaffinity(0))
     return max(1, min(cores, math.ceil(min(cpu_quota(), MAX_THREADS)), MAX_THREADS))
+
+
+def return_free_memory() -> None:
+    """Let the C library give the kernel back what was freed: to parse a tokenizer leaves 6 MB of it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def available_memory() -> int:

@@ -116,7 +116,8 @@ class Record:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
+        fields = (f"{name}={value!r}" for name, value in self.__dict__.items() if name in self._fields)
+        return f"{type(self).__name__}({', '.join(fields)})"
 
 
 def _plain(value: Any, by_alias: bool) -> Any:

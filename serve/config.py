@@ -1,12 +1,11 @@
 """How many sequences an engine serves at a time, and how many tokens its KV cache holds."""
 
 from dataclasses import dataclass
-from math import prod
 from typing import Literal
 
 from ..runtime.artifact import LibraryMetadata
 from ..runtime.errors import EngineError, UsageError
-from ..runtime.tvm_runtime import numpy_dtype
+from ..runtime.tvm_runtime import nbytes_of
 
 Mode = Literal["local", "interactive", "server"]
 
@@ -96,7 +95,7 @@ def _fixed_bytes(metadata: LibraryMetadata, sequences: int) -> int:
         (param.preprocs[-1].out_shape, param.preprocs[-1].out_dtype) if param.preprocs else (param.shape, param.dtype)
         for param in metadata.params
     ]
-    params = sum(prod(shape) * numpy_dtype(dtype).itemsize for shape, dtype in forms)
+    params = sum(nbytes_of(shape, dtype) for shape, dtype in forms)
     activations = max(metadata.memory_usage.values(), default=0)
     cache = metadata.kv_cache
     heads = 2 * cache.num_attention_heads + 2 * cache.num_key_value_heads

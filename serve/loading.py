@@ -4,10 +4,11 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 from ..runtime.artifact import ChatConfig, load_chat_config
 from ..runtime.derived import start_reading
-from ..runtime.devices import available_memory, resolve_device
+from ..runtime.devices import available_memory, resolve_device, return_free_memory
 from ..runtime.errors import ModelFileError
 from ..runtime.generation import Generator
 from ..runtime.model import LanguageModel, Model
@@ -39,6 +40,7 @@ def load_model(model: str, device: str, model_lib: str | None, mode: Mode, confi
     found = find_library(folder, chat_config, device, model_lib)
     reading = None if found is None else start_reading(folder, found)
     tokenizer, template = load_text(folder, chat_config)
+    Thread(target=return_free_memory, daemon=True).start()
     library = open_library(folder, chat_config, device, model_lib)
     limits = choose_limits(mode, config, library.metadata, available_memory())
     if limits.note is not None:
