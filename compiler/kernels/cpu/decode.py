@@ -2,8 +2,8 @@
 """Decode attention on the CPU: one new token of each sequence, which is stored on the way.
 
 A step reads every key and value once, so it should take as long as memory takes, whatever the number of sequences and
-however different their lengths. All keys of the batch are one row of blocks, which is cut into equal chunks, one for
-each thread:
+however different their lengths. All keys of the batch are one row of blocks, which is cut into equal chunks for the
+threads:
 
     sequence 0                              sequence 1     sequence 2
     | block | block | block | block | block | block | block | block |
@@ -15,15 +15,17 @@ combined at the end.
 
 from tvm.script import tirx as T
 
-from ..builder import kernel
-from .flash import KEY_BLOCK, NO_SCORE, HeadShape, RowState, add_values, score_by_rows, softmax_row
-from .kv_pages import KEY, PAGE_SIZE, VALUE, PagedKV
+from ..builder import kernel, parallel
+from .decode_block import KeyBlock
+from .flash import KEY_BLOCK, NO_SCORE, HeadShape, RowState, softmax_row
+from .kv_pages import PagedKV
 from .queries import load_queries
 from .rope import Rotation, emit_angles
-from .vector import constant, copy, exp2, prefetch, settled, span, splat
+from .vector import constant, copy, exp2, settled, span, splat
 
 MAX_CHUNKS = 64
-CHUNK_WORK = 1 << 17  # multiplications by keys that make a chunk worth its part of the combination
+LEAST_WORK = 1 << 17  # multiplications by keys that are worth a second thread
+CHUNK_WORK = 1 << 19  # multiplications by keys of a chunk: combining eight parts of 4096 keys took longer than four
 
 
 class _Decode:
@@ -43,12 +45,13 @@ class _Decode:
         self.maxima, self.totals = T.alloc_buffer(rows, "float32"), T.alloc_buffer(rows, "float32")
         self.blocks = self._count_blocks()
         block_work = KEY_BLOCK * shape.num_q_heads * shape.head_dim
-        self.chunks = settled(T.max(1, T.min(MAX_CHUNKS, self.blocks // max(1, CHUNK_WORK // block_work))))
+        chunks = T.max(T.min(MAX_CHUNKS, self.blocks // max(1, CHUNK_WORK // block_work)), T.min(2, self.blocks))
+        self.chunks = settled(T.Select(self.blocks * block_work < LEAST_WORK, 1, chunks))
         with T.If(self.chunks == 1):
             with T.Then():
                 self._chunk(0)
             with T.Else():
-                with T.parallel(self.chunks) as chunk:
+                with parallel(self.chunks) as chunk:
                     self._chunk(chunk)
                 self._combine()
 
@@ -84,21 +87,28 @@ class _Decode:
 
     def _segment(self, sequence, begin, end, count, part) -> None:
         """The blocks begin <= block < end of the `count` that a sequence's query sees, for all heads."""
-        half = len(self.rotation.frequencies)
+        shape, half = self.shape, len(self.rotation.frequencies)
         cosines, sines = T.alloc_buffer((half,), "float32"), T.alloc_buffer((half,), "float32")
         emit_angles(self.rotation, self.shape.vectors, self.paged.positions[sequence], cosines, sines)
         first_block = settled(self._first_block(sequence))
         first = settled((first_block + begin) * KEY_BLOCK)
         last = settled(T.min((first_block + end) * KEY_BLOCK, self.paged.lengths[sequence]))
-        with T.serial(self.shape.num_kv_heads) as head:
-            with T.If(end == count), T.Then():  # the new token's key is among these
-                self._store_token(sequence, head, cosines, sines)
-            state = self._attend(sequence, head, first, last, cosines, sines)
-            with T.If((begin == 0) & (end == count)):
-                with T.Then():
-                    self._write_output(sequence, head, state)
-                with T.Else():
-                    self._write_part(part, head, state)
+        # the new token's key is in the last block
+        with T.If(end == count), T.Then(), T.serial(shape.num_kv_heads) as head:
+            self._store_token(sequence, head, cosines, sines)
+        queries = T.alloc_buffer((shape.num_q_heads, shape.head_dim), "float32")
+        with T.serial(shape.num_kv_heads) as head:
+            load_queries(
+                shape, self.rotation, self.qkv, (sequence, 0), head, cosines, sines, queries, head * shape.group
+            )
+        state = RowState.allocate(shape, shape.num_q_heads)
+        state.clear(shape, shape.num_q_heads)
+        self._attend(sequence, first, last, queries, state)
+        with T.If((begin == 0) & (end == count)):
+            with T.Then():
+                self._write_output(sequence, state)
+            with T.Else():
+                self._write_part(part, state)
 
     def _store_token(self, sequence, head, cosines, sines) -> None:
         shape = self.shape
@@ -109,83 +119,35 @@ class _Decode:
             self.rotation, sequence, head, (self.qkv, (*row, key)), (self.qkv, (*row, value)), cosines, sines
         )
 
-    def _attend(self, sequence, head, first, last, cosines, sines) -> RowState:
-        """Attention to the keys first <= key < last, for the query heads of one key head."""
-        shape, paged, group = self.shape, self.paged, self.shape.group
-        rows, scores = T.alloc_buffer((group, shape.head_dim), "float32"), T.alloc_buffer((group, KEY_BLOCK), "float32")
-        load_queries(shape, self.rotation, self.qkv, (sequence, 0), head, cosines, sines, rows, 0)
-        state = RowState.allocate(shape, group)
-        state.clear(shape, group)
-        low = T.int32(0) if self.window is None else settled(paged.lengths[sequence] - self.window)
-        with T.serial(T.ceildiv(last - first, KEY_BLOCK)) as block:
-            start = T.bind(first + block * KEY_BLOCK)
+    def _attend(self, sequence, first, last, queries, state: RowState) -> None:
+        """Attention of all heads to the keys first <= key < last."""
+        shape = self.shape
+        scores = T.alloc_buffer((shape.group, KEY_BLOCK), "float32")
+        low = T.int32(0) if self.window is None else settled(self.paged.lengths[sequence] - self.window)
+        with T.serial(T.ceildiv(last - first, KEY_BLOCK)) as step, T.serial(shape.num_kv_heads) as head:
+            start = T.bind(first + step * KEY_BLOCK)
             present = settled(T.min(last - start, KEY_BLOCK))
-            self._score(sequence, head, start, present, first, last, rows, scores)
-            with T.serial(group) as row:
-                softmax_row(shape, scores, row, state, row, T.int32(0) if self.window is None else low - start, present)
-            self._add_values(sequence, head, start, present, scores, state)
-        return state
+            block = KeyBlock(shape, self.paged, sequence, head, start, present, T.bind(head * shape.group))
+            block.score(queries, scores)
+            with T.serial(shape.group) as row:
+                hidden = T.int32(0) if self.window is None else low - start
+                softmax_row(shape, scores, row, state, block.first_row + row, hidden, present)
+            block.add_values(scores, state)
 
-    def _score(self, sequence, head, start, present, first, last, rows, scores) -> None:
-        shape, paged, lanes = self.shape, self.paged, self.shape.vectors.lanes
-        # Memory is slower than this code and has to be asked in advance, while keys are read: for the values, and for
-        # the keys that come next. These are the next block's, or the first ones of the next head.
-        more = start + KEY_BLOCK < last
-        next_start = settled(T.Select(more, start + KEY_BLOCK, first))
-        next_head = settled(T.Select(more, head, T.min(head + 1, shape.num_kv_heads - 1)))
-
-        def keys(block):
-            index = paged.index(sequence, start + block * lanes, KEY, head)
-            value = paged.index(sequence, start + block * lanes, VALUE, head)
-            ahead = settled(T.min(next_start + block * lanes, last - 1))
-            ahead = paged.index(sequence, ahead // lanes * lanes, KEY, next_head)
-
-            def vector(j, d):
-                if d == 0:
-                    for place in (value, ahead):
-                        prefetch(paged.kv, (*place[:-2], place[-2] + j, T.int64(0)), shape.head_dim)
-                return paged.load((*index[:-2], index[-2] + j, T.int64(0)), T.int64(d))
-
-            factors = None if paged.scales is None else T.bind(paged.scales[(*index[:-2], span(index[-2], lanes))])
-            return vector, factors
-
-        score_by_rows(shape, present, rows, keys, scores)
-
-    def _add_values(self, sequence, head, start, present, scores, state: RowState) -> None:
-        shape, paged, group, lanes = self.shape, self.paged, self.shape.group, self.shape.vectors.lanes
-        if paged.scales is not None:  # weights take the factors of the values
-            with T.serial(T.ceildiv(present, lanes)) as block:
-                index = paged.index(sequence, start + block * lanes, VALUE, head)
-                factors = T.bind(paged.scales[(*index[:-2], span(index[-2], lanes))])
-                with T.serial(group) as row:
-                    place = [row, span(block * lanes, lanes)]
-                    T.buffer_store(scores, scores[tuple(place)] * factors, place)
-
-        def value(k, d):
-            return paged.load(paged.index(sequence, start + k, VALUE, head), T.cast(d, "int64"))
-
-        size = -(-group // -(-group // shape.tile_rows))  # rows of a register tile, about the same in each
-        with T.serial(group // size) as tile:
-            add_values(shape, size, present, scores, tile * size, state, tile * size, value)
-        if group % size:
-            rest = group - group % size
-            add_values(shape, group % size, present, scores, rest, state, rest, value)
-
-    def _write_output(self, sequence, head, state: RowState) -> None:
+    def _write_output(self, sequence, state: RowState) -> None:
         shape, unit = self.shape, self.shape.vectors
-        with T.serial(shape.group) as row:
+        with T.serial(shape.num_q_heads) as row:
             inverse = T.bind(splat(T.float32(1) / state.weight_sum(shape, row), unit.lanes))
             for d in range(0, shape.head_dim, unit.lanes):
-                place = span((head * shape.group + row) * shape.head_dim + d, unit.lanes)
+                place = span(row * shape.head_dim + d, unit.lanes)
                 T.buffer_store(self.out, state.output[row, span(d, unit.lanes)] * inverse, [sequence, 0, place])
 
-    def _write_part(self, part, head, state: RowState) -> None:
+    def _write_part(self, part, state: RowState) -> None:
         shape = self.shape
-        with T.serial(shape.group) as row:
-            place = (part, head * shape.group + row)
-            copy(shape.vectors, self.outputs, (*place, 0), state.output, (row, 0), shape.head_dim)
-            T.buffer_store(self.maxima, state.maximum[row], list(place))
-            T.buffer_store(self.totals, state.weight_sum(shape, row), list(place))
+        with T.serial(shape.num_q_heads) as row:
+            copy(shape.vectors, self.outputs, (part, row, 0), state.output, (row, 0), shape.head_dim)
+            T.buffer_store(self.maxima, state.maximum[row], [part, row])
+            T.buffer_store(self.totals, state.weight_sum(shape, row), [part, row])
 
     def _combine(self) -> None:
         """Join the parts of sequences that lie in several chunks."""
@@ -228,7 +190,6 @@ def decode_attention(shape: HeadShape, rotation: Rotation, num_layers: int, wind
 
     With a `window` a query sees only the last `window` keys, its own among them.
     """
-    assert KEY_BLOCK % PAGE_SIZE == 0
     with kernel("decode_attention") as k:
         decode = _Decode(k, shape, rotation, num_layers, window)
         with k.body():

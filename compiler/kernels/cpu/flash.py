@@ -17,7 +17,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from .vector import Expr, VectorUnit, add, constant, exchange, exp2, reduce, run, span, splat, transpose
+from .vector import Expr, VectorUnit, add, constant, exp2, reduce, run, span, splat, transpose
 
 KEY_BLOCK = 64
 NO_SCORE = -1e30  # of a masked key
@@ -148,53 +148,6 @@ def score_by_columns(shape: HeadShape, count: Expr, queries: Any, first_row: Exp
             lambda k, c: T.bind(columns[k, span(block * width + c * unit.lanes, unit.lanes)]),
             lambda r, c: (scores, (r, block * width + c * unit.lanes)),
         )
-
-
-def score_by_rows(
-    shape: HeadShape,
-    count: Expr,
-    queries: Any,
-    keys: Callable[[Expr], tuple[Callable[[int, int], Expr], Expr | None]],
-    scores: Any,
-) -> None:
-    """Scores of one group of query heads against at least `count` keys, from keys as they are stored: lanes are
-    dimensions, and the sums over lanes are taken for `lanes` keys together.
-
-    `keys(block)`: a function (j, d) that yields the vector of key `block * lanes + j` from dimension d on, and the
-    vector of these keys' factors, None where they have none.
-    """
-    unit, lanes, group = shape.vectors, shape.vectors.lanes, shape.group
-    parts = range(0, shape.head_dim, lanes)
-    at_once = (4 if group % 4 == 0 else 3) if unit.registers >= 32 else 1  # rows that share a load of the key
-
-    def dots(vector: Callable[[int, int], Expr], rows: Sequence[Expr], first: int, keys: int) -> list[Expr]:
-        """For each row, a vector of the sums of `keys` keys: halves are summed before they are joined, which keeps few
-        vectors alive."""
-        if keys == 1:
-            vectors = [vector(first, d) for d in parts]
-            totals = []
-            for row in rows:
-                total = queries[row, span(0, lanes)] * vectors[0]
-                for d, part in zip(parts[1:], vectors[1:], strict=True):
-                    total = total + queries[row, span(d, lanes)] * part
-                totals.append(T.bind(total))
-            return totals
-        half = keys // 2
-        low, high = dots(vector, rows, first, half), dots(vector, rows, first + half, half)
-        return [T.bind(add(*exchange(a, b, lanes, half))) for a, b in zip(low, high, strict=True)]
-
-    def score(block: Expr, first: Expr, count: int) -> None:
-        rows = [first + row for row in range(count)]
-        vector, factors = keys(block)
-        for row, total in zip(rows, dots(vector, rows, 0, lanes), strict=True):
-            total = total if factors is None else total * factors
-            T.buffer_store(scores, total, [row, span(block * lanes, lanes)])
-
-    with T.serial(T.ceildiv(count, lanes)) as block:
-        with T.serial(group // at_once) as chunk:
-            score(block, chunk * at_once, at_once)
-        if group % at_once:
-            score(block, group - group % at_once, group % at_once)
 
 
 def softmax_row(

@@ -101,6 +101,10 @@ class PagedKV:
                 vector = self.load(index, T.int64(d))
                 store(unit, rows, vector if scale is None else vector * scale, j, d)
 
+    def row_scales(self, index, count: int) -> Expr:
+        """The vector of the scales of `count` rows of a page from `index` on."""
+        return self.scales[(*index[:-2], span(index[-2], count))]
+
     def load(self, index, d) -> Expr:
         """The vector of a row at `index` that starts at dimension `d`, without the row's scale."""
         return load(self.shape.vectors, self.kv, *index[:-1], d)

@@ -174,6 +174,14 @@ def exchange(a: Expr, b: Expr, lanes: int, stride: int) -> tuple[Expr, Expr]:
     return tirx.Shuffle([a, b], first), tirx.Shuffle([a, b], second)
 
 
+def fold(a: Expr, b: Expr, lanes: int, stride: int) -> Expr:
+    """Halve the lanes that hold parts of a sum: lane i and its neighbour `stride` away of `a` are added into the lanes
+    that have the bit `stride` clear, those of `b` into the others."""
+    own = [lane + lanes if lane & stride else lane for lane in range(lanes)]
+    other = [lane - stride + lanes if lane & stride else lane + stride for lane in range(lanes)]
+    return T.bind(tirx.Shuffle([a, b], own) + tirx.Shuffle([a, b], other))
+
+
 def transpose(rows: Sequence[Expr], lanes: int) -> list[Expr]:
     """Transpose `lanes` vectors of `lanes` elements in registers, by lanes * log2(lanes) shuffles."""
     rows, stride = list(rows), 1
