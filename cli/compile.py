@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     default="",
     metavar="K=V;K=V",
     help="Change the model's configuration: context_window_size, prefill_chunk_size, sliding_window_size, "
-    "attention_sink_size, max_batch_size.",
+    "attention_sink_size, max_batch_size. kv_cache_dtype=int8 halves the memory of keys and values.",
 )
 @click.option("--conv-template", metavar="NAME", help="Conversation template, instead of the model's own.")
 @click.option(

@@ -89,8 +89,8 @@ def _context_limit(folder: Path, config: ChatConfig, overrides: str) -> int | No
     limit = None
     for key, value in parse_overrides(overrides).items():
         compiled = getattr(config, key, config.architecture.get(key))
-        if key == "context_window_size" and value <= config.context_window_size:
-            limit = value
+        if key == "context_window_size" and int(value) <= config.context_window_size:
+            limit = int(value)
         elif compiled not in (None, value):
             raise UsageError(f"--overrides {key}={value}: {folder} was compiled with {compiled}: compile its source "
                              f"again with `mlc compile --overrides {key}={value}`")  # fmt: skip

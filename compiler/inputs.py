@@ -11,7 +11,7 @@ from ..runtime.errors import ModelFileError, UsageError
 from .model.architecture import Architecture, ModelConfig, Weight
 from .model.registry import check_supported, get_architecture
 from .options import CheckedOptions
-from .overrides import check_applied
+from .overrides import Overrides, check_applied
 from .progress import Progress, downloads
 from .quantization.choice import folder_scheme
 from .source import Source, open_source
@@ -31,7 +31,7 @@ class OpenModel:
         return self.architecture.weights(self.config)
 
 
-def open_model(model: str, model_type: str, overrides: Mapping[str, int], progress: Progress) -> OpenModel:
+def open_model(model: str, model_type: str, overrides: Overrides, progress: Progress) -> OpenModel:
     """Open MODEL, downloading it where it is a name. Raises ModelFileError, UsageError."""
     if model_type != "auto":
         check_supported(model_type)
@@ -49,7 +49,7 @@ def open_model(model: str, model_type: str, overrides: Mapping[str, int], progre
         return OpenModel(source, named, architecture, read_config(architecture, source.config, overrides))
 
 
-def read_config(architecture: Architecture, published: Mapping[str, Any], overrides: Mapping[str, int]) -> ModelConfig:
+def read_config(architecture: Architecture, published: Mapping[str, Any], overrides: Overrides) -> ModelConfig:
     """The architecture's config with the overrides in it. Raises UsageError for one that the model cannot take."""
     config: ModelConfig = architecture.from_dict({**published, **overrides})
     check_applied(overrides, config.to_dict())
@@ -65,7 +65,7 @@ def _about(what: str) -> Iterator[None]:
         raise ModelFileError(f"{what}: {error}") from None
 
 
-def folder_config(folder: Path, overrides: Mapping[str, int]) -> ChatConfig:
+def folder_config(folder: Path, overrides: Overrides) -> ChatConfig:
     """The configuration of a compiled folder, with overrides in it. Raises ModelFileError, UsageError."""
     config = load_chat_config(folder)
     with _about(str(folder / CHAT_CONFIG_NAME)):

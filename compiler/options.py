@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..runtime.errors import UsageError
 from .optimization import Optimization, parse_opt
-from .overrides import parse_overrides
+from .overrides import Overrides, parse_overrides
 from .quantization.choice import check_quantization
 from .target.target import CompileTarget, resolve_target
 
@@ -41,7 +41,7 @@ class CheckedOptions:
     quantization: str | None
     target: CompileTarget
     model_type: str
-    overrides: dict[str, int]
+    overrides: Overrides
     opt: Optimization
     output: Path | None
     conv_template: str | None

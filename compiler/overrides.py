@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..runtime.errors import UsageError
+from .target.target import KV_CACHE_DTYPES
+
+Overrides = dict[str, int | str]
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,20 @@ class _Range:
         return f"{wanted} or -1" if self.off else wanted
 
 
-_KEYS = {
+class _Choice(tuple[str, ...]):
+    """The words that a key accepts."""
+
+    def __str__(self) -> str:
+        return " or ".join(self)
+
+
+_KEYS: dict[str, _Range | _Choice] = {
     "context_window_size": _Range(1, 1 << 24),
     "sliding_window_size": _Range(1, 1 << 24, off=True),
     "prefill_chunk_size": _Range(1, 1 << 24),
     "attention_sink_size": _Range(0, 1 << 24, off=True),
     "max_batch_size": _Range(1, 1 << 16),
+    "kv_cache_dtype": _Choice(KV_CACHE_DTYPES),
     "tensor_parallel_shards": _Range(1, 1),
     "pipeline_parallel_stages": _Range(1, 1),
     "disaggregation": _Range(0, 0),
@@ -59,19 +70,30 @@ def pairs(text: str, flag: str, known: Mapping[str, object]) -> list[tuple[str, 
     return list(found.items())
 
 
-def parse_overrides(text: str) -> dict[str, int]:
+def parse_overrides(text: str) -> Overrides:
     """Parse `--overrides`. Raises UsageError naming the key, the value seen and the values wanted."""
-    overrides = {}
+    overrides: Overrides = {}
     for key, value in pairs(text, "--overrides", _KEYS):
-        try:
-            number = int(value) if value.lower() not in ("true", "false") else int(value.lower() == "true")
-        except ValueError:
-            raise UsageError(f"--overrides {key}={value!r:.60} is not an integer: expected {_KEYS[key]}") from None
-        if number not in _KEYS[key]:
-            why = f" ({_SINGLE[key]} in this version)" if key in _SINGLE else ""
-            raise UsageError(f"--overrides {key}={value} is out of range: expected {_KEYS[key]}{why}")
-        overrides[key] = number
+        wanted = _KEYS[key]
+        overrides[key] = _integer(key, value, wanted) if isinstance(wanted, _Range) else _word(key, value, wanted)
     return overrides
+
+
+def _integer(key: str, value: str, wanted: _Range) -> int:
+    try:
+        number = int(value) if value.lower() not in ("true", "false") else int(value.lower() == "true")
+    except ValueError:
+        raise UsageError(f"--overrides {key}={value!r:.60} is not an integer: expected {wanted}") from None
+    if number not in wanted:
+        why = f" ({_SINGLE[key]} in this version)" if key in _SINGLE else ""
+        raise UsageError(f"--overrides {key}={value} is out of range: expected {wanted}{why}")
+    return number
+
+
+def _word(key: str, value: str, wanted: _Choice) -> str:
+    if value not in wanted:
+        raise UsageError(f"--overrides {key}={value!r:.60} is unknown: expected {wanted}")
+    return value
 
 
 def trained_context(config: Mapping[str, Any]) -> int | None:
@@ -84,16 +106,16 @@ def trained_context(config: Mapping[str, Any]) -> int | None:
     return max(positions, int(factor * original))
 
 
-def check_applied(overrides: Mapping[str, int], config: Mapping[str, Any]) -> None:
+def check_applied(overrides: Mapping[str, int | str], config: Mapping[str, Any]) -> None:
     """Compare what was asked with `config`, the architecture's config read with the overrides in it.
 
     Raises UsageError where the model cannot take a value, so that no override is ever dropped in silence.
     """
     limit = trained_context(config)
     for key, value in overrides.items():
-        if key == "context_window_size" and limit is not None and value > limit:
+        if key == "context_window_size" and limit is not None and int(value) > limit:
             raise UsageError(f"--overrides {key}={value} is out of range: this model has positions for 1..{limit}")
-        if key == "prefill_chunk_size" and value > config["context_window_size"]:
+        if key == "prefill_chunk_size" and int(value) > config["context_window_size"]:
             raise UsageError(f"--overrides {key}={value} is out of range: expected 1..{config['context_window_size']}, "
                              "the context window")  # fmt: skip
         if config.get(key, value) != value:

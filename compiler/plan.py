@@ -69,7 +69,7 @@ def plan(options: CompileOptions, progress: Progress = SILENT) -> CompilePlan:
         num_attention_heads=config.num_attention_heads,
         num_key_value_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
-        dtype=checked.target.kv_dtype(scheme.model_dtype),
+        dtype=checked.target.kv_dtype(scheme.model_dtype, config.kv_cache_dtype),
     )
     kv_cache_bytes = kv_cache.bytes_per_token * config.context_window_size
     activations = activation_bytes(config)

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +13,7 @@ from ..runtime.errors import EngineError, ModelFileError
 from ..runtime.locks import locked
 from . import stamps
 from .chat_config import make_chat_config
+from .overrides import Overrides
 from .preflight import explained, remove_leftovers, require_c_compiler
 from .progress import steps
 from .source.source import write_file
@@ -59,7 +60,7 @@ def build_folder(
     folder: Path,
     *,
     conv_template: str | None,
-    overrides: Mapping[str, int],
+    overrides: Overrides,
     force: bool,
     progress: "Progress",
     stages: tuple[str, ...] = ("config", "weights"),
@@ -88,7 +89,7 @@ def build_folder(
     return {stage: done[stage] for stage in stages}
 
 
-def config_key(model: "OpenModel", scheme: "AnyScheme", conv_template: str | None, overrides: Mapping[str, int]) -> str:
+def config_key(model: "OpenModel", scheme: "AnyScheme", conv_template: str | None, overrides: Overrides) -> str:
     """What mlc-chat-config.json and the tokenizer files depend on."""
     return stamps.key(
         source=model.source.fingerprint,

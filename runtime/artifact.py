@@ -213,6 +213,7 @@ _SIZES = frozenset(
         "attention_sink_size",
         "prefill_chunk_size",
         "max_batch_size",
+        "kv_cache_dtype",
         "tensor_parallel_shards",
         "pipeline_parallel_stages",
         "disaggregation",

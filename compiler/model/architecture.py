@@ -1,7 +1,7 @@
 """What a model architecture brings: a config, the table of its weights and its modules."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from reprlib import repr as short_repr
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -47,6 +47,7 @@ class ModelConfig(Protocol):
     attention_sink_size: int
     prefill_chunk_size: int
     max_batch_size: int
+    kv_cache_dtype: str
 
     def to_dict(self) -> dict[str, Any]:
         """The `model_config` object of mlc-chat-config.json; `from_dict` of the architecture reads it back."""
@@ -93,6 +94,14 @@ def switch(config: Mapping[str, Any], name: str) -> bool:
     if not isinstance(value, bool | None):
         raise ModelFileError(f"{name} = {short_repr(value)}: expected true or false")
     return bool(value)
+
+
+def choice(config: Mapping[str, Any], name: str, choices: Sequence[str]) -> str:
+    """A config field that must be one of some words; absent is the first. Raises ModelFileError."""
+    value = config.get(name)
+    if value is not None and value not in choices:
+        raise ModelFileError(f"{name} = {short_repr(value)}: expected {' or '.join(choices)}")
+    return choices[0] if value is None else str(value)
 
 
 def size_or_off(config: Mapping[str, Any], name: str, *alternatives: str) -> int:

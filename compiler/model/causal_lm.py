@@ -29,7 +29,7 @@ class CausalLM(nn.Module):
             config.num_key_value_heads,
             config.head_dim,
             config.rope,
-            layers.kv_dtype,
+            layers.target.kv_dtype(layers.scheme.model_dtype, config.kv_cache_dtype),
         )
         self.cache = CacheSpec(cache, layers.target)
 

@@ -15,11 +15,13 @@ from tvm.relax.frontend.nn import Tensor
 
 from ...runtime.errors import ModelFileError
 from ..kernels.kv_cache import PagedKVCache
+from ..target.target import KV_CACHE_DTYPES
 from .architecture import (
     DEFAULT_MAX_BATCH_SIZE,
     DEFAULT_PREFILL_CHUNK_SIZE,
     Architecture,
     Weight,
+    choice,
     positive_int,
     positive_number,
     require,
@@ -33,7 +35,8 @@ from .rope import RopeParameters, parse_rope
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """Field names are MLC's `model_config` (`position_embedding_base` is Hugging Face's `rope_theta`)."""
+    """Field names are MLC's `model_config` (`position_embedding_base` is Hugging Face's `rope_theta`), `kv_cache_dtype`
+    is ours."""
 
     hidden_size: int
     intermediate_size: int
@@ -54,6 +57,7 @@ class LlamaConfig:
     attention_bias: bool
     mlp_bias: bool
     max_batch_size: int
+    kv_cache_dtype: str = "auto"
     tensor_parallel_shards: int = 1
     pipeline_parallel_stages: int = 1
     disaggregation: bool = False
@@ -98,6 +102,7 @@ class LlamaConfig:
             attention_bias=switch(config, "attention_bias"),
             mlp_bias=switch(config, "mlp_bias"),
             max_batch_size=positive_int(config, "max_batch_size", DEFAULT_MAX_BATCH_SIZE),
+            kv_cache_dtype=choice(config, "kv_cache_dtype", KV_CACHE_DTYPES),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 _KNOWN_DEVICES = ("cuda", "rocm", "metal", "vulkan", "opencl", "webgpu", "iphone", "android")
 
 
+KV_CACHE_DTYPES = ("auto", "int8")  # what a model's `kv_cache_dtype` may be
+
+
 @dataclass(frozen=True)
 class CompileTarget:
     """One device that a library is built for."""
@@ -32,8 +35,11 @@ class CompileTarget:
 
         return tvm.target.Target(self.attributes)
 
-    def kv_dtype(self, model_dtype: str) -> KVDtype:
-        """Storage type of keys and values: float16 for float16 models where the CPU converts it, else float32."""
+    def kv_dtype(self, model_dtype: str, choice: str = "auto") -> KVDtype:
+        """Storage type of keys and values: "auto" is float16 for float16 models where the CPU converts it, else
+        float32."""
+        if choice == "int8":
+            return "int8"
         return "float16" if model_dtype == "float16" and self.converts_float16 else "float32"
 
 

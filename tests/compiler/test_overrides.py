@@ -16,6 +16,7 @@ def test_pairs_are_parsed_as_upstream_writes_them() -> None:
         "max_batch_size": 1,
     }
     assert parse_overrides("") == {}
+    assert parse_overrides("kv_cache_dtype=int8") == {"kv_cache_dtype": "int8"}
 
 
 def test_one_device_is_accepted() -> None:
@@ -43,6 +44,7 @@ def test_one_device_is_accepted() -> None:
         ("max_batch_size=100000", ["=100000", "1..65536"]),
         ("tensor_parallel_shards=2", ["=2", "expected 1", "one device"]),
         ("pipeline_parallel_stages=0", ["=0", "expected 1"]),
+        ("kv_cache_dtype=int4", ["kv_cache_dtype='int4' is unknown", "auto or int8"]),
         ("disaggregation=true", ["disaggregation=true", "one process"]),
         ("max_batch_size=1;max_batch_size=2", ["twice", "1 and 2"]),
         (f"context_window_size={'9' * 5000}", ["not an integer"]),

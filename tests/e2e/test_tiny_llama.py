@@ -157,6 +157,22 @@ def test_quantized_logits_equal_transformers_on_the_dequantized_weights(quantiza
     np.testing.assert_allclose(logits, reference(model, tokens), atol=3e-2 if "f16" in quantization else 1e-3)
 
 
+def test_keys_and_values_of_eight_bits(tmp_path: Path) -> None:
+    model = random_model(9)
+    source = write_model(model, tmp_path / "source")
+    compiled = load(source, tmp_path / "out", "q0f32", overrides="kv_cache_dtype=int8;prefill_chunk_size=48")
+    assert compiled.metadata.kv_cache.dtype == "int8"
+    tokens = np.random.default_rng(0).integers(0, BASE["vocab_size"], 120).tolist()
+    expected = reference(model, tokens)
+    sequence = compiled.add_sequence()
+    logits = compiled.logits_of(sequence, tokens[:100])
+    steps = [compiled.decode([sequence], [token])[0] for token in tokens[100:]]
+    error = np.abs(np.concatenate([logits, steps]) - expected)
+    # a row of keys or values is rounded by at most its largest number / 254
+    assert error.mean() < 0.02 * expected.std()
+    assert np.abs(error[0]).max() < 0.1 * expected.std()
+
+
 def _as_float(store: Any, name: str, dtype: str) -> NDArray[Any]:
     value: NDArray[Any] = store.read(name)
     if dtype == "bfloat16" and value.dtype == np.uint16:
