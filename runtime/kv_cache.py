@@ -221,10 +221,10 @@ class KVCache:
         """The tensors of a pass over so many tokens and sequences; those of decoding are kept."""
         if tokens == sequences and tokens in self._arguments:
             return self._arguments[tokens]
-        counts = (tokens, tokens, sequences + 1, sequences + 1, None, sequences)
-        tables = [
-            table if count is None else table.view((count,)) for table, count in zip(self._tables, counts, strict=True)
-        ]
+        # decoding goes on from page to page with the same tensors, so it gets the whole table
+        pages = len(self._pages) if tokens == sequences else self._page_starts[sequences]
+        counts = (tokens, tokens, sequences + 1, sequences + 1, pages, sequences)
+        tables = [table.view((count,)) for table, count in zip(self._tables, counts, strict=True)]
         arguments = ffi.array([*tables, *self._stored])
         if tokens == sequences:
             self._arguments[tokens] = arguments
