@@ -5,7 +5,8 @@
 
 "from memory" goes through so many layers that no cache holds their keys and values, as a model does; "from cache"
 asks one layer again and again. GB/s counts the bytes of keys and values; "% of memory" is that beside the rate at which
-plain reads of huge pages go at the same time. Times are medians, the best in brackets.
+plain reads of huge pages go at the same time. GFLOP/s counts two operations for each product that causal attention
+needs. Times are medians, the best in brackets.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 
 DEPTHS = (16, 100, 256, 1024, 4096, 16384)
 BATCHES = ((8, 100), (8, 1024), (32, 512))  # sequences, depth
-PROMPTS = ((128, 0), (512, 0), (512, 3584))  # new tokens, past
+PROMPTS = ((128, 0), (512, 0), (512, 3584), (4096, 0))  # new tokens, past
 BEYOND_CACHE = 90 << 20  # bytes
 
 
@@ -37,16 +38,18 @@ def microseconds(calls: list[Callable[[], Any]], seconds: float) -> list[float]:
     return times
 
 
-def line(name: str, times: list[float], nbytes: int = 0, rate: float = 0) -> None:
+def line(name: str, times: list[float], nbytes: int = 0, rate: float = 0, operations: int = 0) -> None:
     median, best = statistics.median(times), min(times)
     speed = f"{nbytes / median / 1e3:7.1f} GB/s ({nbytes / best / 1e3:.1f})" if nbytes else ""
     share = f" {100 * nbytes / median * 1e6 / rate:4.0f} % of memory" if rate else ""
+    speed += f"{operations / median / 1e3:7.0f} GFLOP/s ({operations / best / 1e3:.0f})" if operations else ""
     print(f"{name:44} {median:9.1f} us ({best:.1f}) {speed}{share}", flush=True)
 
 
 def arguments_of_script() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=("float16", "float32", "int8"), default="float16")
+    parser.add_argument("--activation-bits", type=int, choices=(8, 16, 32), default=16, help="of prefill attention")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--heads", type=int, default=9)
@@ -63,7 +66,6 @@ def compiled(arguments: argparse.Namespace, layers: int) -> Any:
 
     from mlc_llm.compiler.kernels.cache_kernels import CacheShape
     from mlc_llm.compiler.kernels.cpu import attention
-    from mlc_llm.compiler.kernels.cpu.vector import VectorUnit
     from mlc_llm.compiler.model.rope import parse_rope
     from mlc_llm.compiler.target import resolve_target
     from mlc_llm.runtime import ffi
@@ -72,8 +74,7 @@ def compiled(arguments: argparse.Namespace, layers: int) -> Any:
     target = resolve_target(arguments.device)
     rope = parse_rope({"rope_theta": 1e5, "head_dim": arguments.head_dim, "max_position_embeddings": 1 << 17})
     shape = CacheShape(layers, arguments.heads, arguments.kv_heads, arguments.head_dim, rope, arguments.dtype)
-    unit = VectorUnit(target.lanes, target.vector_registers, target.converts_float16)
-    kernels = attention.cache_kernels(shape, unit)
+    kernels = attention.cache_kernels(shape, target, arguments.activation_bits)
     names = ("decode_attention", "prefill_attention")
     functions = {name: getattr(kernels, name).with_attr("global_symbol", name) for name in names}
     built = tvm.compile(tvm.IRModule(functions), target=target.tvm_target())
@@ -84,7 +85,9 @@ def compiled(arguments: argparse.Namespace, layers: int) -> Any:
         built.export_library(str(path), addons=[str(threads)], options=["-O2", "-pthread"])
         library = ffi.load_module(str(path))
     library["set_num_threads"](arguments.threads)
-    print(f"{target.attributes['mcpu']}, {arguments.threads} threads, {arguments.dtype}")
+    print(
+        f"{target.attributes['mcpu']}, {arguments.threads} threads, {arguments.dtype}, {arguments.activation_bits} bits"
+    )
     return library
 
 
@@ -130,7 +133,9 @@ def main() -> None:
         function = library["decode_attention" if name.startswith("decode") else "prefill_attention"]
         calls = [lambda layer=layer: function(qkv, layer, *state, out) for layer in range(layers)]
         if not name.startswith("decode"):
-            line(name, microseconds(calls[:1], arguments.seconds))
+            pairs = sequences * (new * past + new * (new + 1) // 2)  # of a query and a key that it sees
+            operations = 4 * pairs * arguments.heads * arguments.head_dim
+            line(name, microseconds(calls[:1], arguments.seconds), operations=operations)
             return
         nbytes = layer_bytes * tokens
         used = min(layers, -(-BEYOND_CACHE // nbytes))

@@ -31,31 +31,32 @@ from .cache_kernels import CacheKernels, CacheShape
 PAGE_SIZE = 16
 
 
-def _cpu_kernels(cache: CacheShape, target: CompileTarget) -> CacheKernels:
+def _cpu_kernels(cache: CacheShape, target: CompileTarget, activation_bits: int) -> CacheKernels:
     from .cpu.attention import cache_kernels
-    from .cpu.vector import VectorUnit
 
-    return cache_kernels(cache, VectorUnit(target.lanes, target.vector_registers, target.converts_float16))
+    return cache_kernels(cache, target, activation_bits)
 
 
 # How the kernels of a cache are made, by the kind of TVM's target.
-_KERNELS: dict[str, Callable[[CacheShape, CompileTarget], CacheKernels]] = {"llvm": _cpu_kernels}
+_KERNELS: dict[str, Callable[[CacheShape, CompileTarget, int], CacheKernels]] = {"llvm": _cpu_kernels}
 
 
 class CacheSpec:
     """The cache of one model: its shape, and the kernels of its layers, made once for each kind of layer."""
 
-    def __init__(self, cache: CacheShape, target: CompileTarget) -> None:
+    def __init__(self, cache: CacheShape, target: CompileTarget, activation_bits: int = 16) -> None:
+        """`activation_bits`: what the products of prefill attention are rounded to; 32 is float32 arithmetic."""
         kind = target.attributes["kind"]
         if kind not in _KERNELS:
             raise UsageError(f"no attention kernels for target {kind!r}: expected one of {', '.join(_KERNELS)}")
         self.shape, self._target, self._make = cache, target, _KERNELS[kind]
+        self._activation_bits = activation_bits
         self._kernels: dict[int | None, CacheKernels] = {}
 
     def kernels(self, window: int | None) -> CacheKernels:
         """The kernels of layers whose queries see the last `window` keys; None: all keys."""
         if window not in self._kernels:
-            self._kernels[window] = self._make(replace(self.shape, window=window), self._target)
+            self._kernels[window] = self._make(replace(self.shape, window=window), self._target, self._activation_bits)
         return self._kernels[window]
 
     def specification(self, tokens: int | str, sequences: int | str) -> list[Any]:

@@ -31,7 +31,7 @@ class CausalLM(nn.Module):
             config.rope,
             layers.target.kv_dtype(layers.scheme.model_dtype, config.kv_cache_dtype),
         )
-        self.cache = CacheSpec(cache, layers.target)
+        self.cache = CacheSpec(cache, layers.target, layers.table.activation_bits)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token ids int32 [seq] -> embeddings [seq, hidden]."""

@@ -1,4 +1,4 @@
-"""Number formats of attention's two products, and the instructions that multiply them.
+"""Number formats of attention's products, and the instructions that multiply them.
 
 A product is taken of a vector of 32-bit words, one word a lane, and one word that all lanes share:
 
@@ -8,20 +8,24 @@ A product is taken of a vector of 32-bit words, one word a lane, and one word th
 """
 # mypy: ignore-errors
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from tvm.script import tirx as T
 
+from ...target.target import CompileTarget
+from .dot import usdot, vpdpbusd, vpdpwssd, vpmaddwd
 from .vector import Expr, constant, settled, splat
 
 Format = Literal["float32", "int16", "int8"]
-# "mixed": scores in 16 bits, where errors grow exponentially; weights and values in 8
-Mode = Literal["float32", "int16", "mixed", "int8"]
 
 ROUND = 12582912.0  # 1.5 * 2^23: a float32 plus this has its nearest integer in its low bits
 ROUND_BITS = 0x4B400000
+
+
+def _multiply_and_add(sums: Expr, words: Expr, shared: Expr, lanes: int) -> Expr:
+    return sums + words * shared
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,7 @@ class Dot:
     """Products of one number format. Integer sums are exact; int8 takes the lanes as unsigned numbers."""
 
     format: Format
-    intrinsic: str | None = None  # LLVM's name; None is multiply and add
-    adds: bool = True  # whether the instruction adds to the sums by itself
+    add: Callable[[Expr, Expr, Expr, int], Expr]  # (sums, words, shared, lanes) -> sums with the products added
 
     @property
     def numbers(self) -> int:
@@ -45,17 +48,6 @@ class Dot:
     @property
     def quantized(self) -> bool:
         return self.format != "float32"
-
-    def add(self, sums: Expr, words: Expr, shared: Expr, lanes: int) -> Expr:
-        """sums + words . shared: vectors of `lanes` words."""
-        if not self.quantized:
-            return sums + words * shared
-        left, right = ("int16", "int16") if self.format == "int16" else ("uint8", "int8")
-        count, dtype = lanes * self.numbers, f"int32x{lanes}"
-        factors = T.reinterpret(words, dtype=f"{left}x{count}"), T.reinterpret(shared, dtype=f"{right}x{count}")
-        if self.adds:
-            return T.call_llvm_pure_intrin(self.intrinsic, sums, *factors, dtype=dtype)
-        return sums + T.call_llvm_pure_intrin(self.intrinsic, *factors, dtype=dtype)
 
     def ones(self) -> Expr:
         """The word whose numbers are all 1."""
@@ -81,14 +73,6 @@ class Dot:
         return T.reinterpret(narrow, dtype="int32" if count == 1 else f"int32x{count}")
 
 
-@dataclass(frozen=True)
-class Products:
-    """The formats of query x key and of weight x value."""
-
-    scores: Dot
-    values: Dot
-
-
 def rounded(value: Expr, lanes: int) -> Expr:
     """The nearest integers of a float32 vector of numbers below 2^22, in the low 16 bits of int32 lanes."""
     return T.reinterpret(value + splat(T.float32(ROUND), lanes), dtype="int32" if lanes == 1 else f"int32x{lanes}")
@@ -99,17 +83,14 @@ def rounded_int32(value: Expr, lanes: int) -> Expr:
     return settled(rounded(value, lanes) - constant(ROUND_BITS, lanes, "int32"), "int32", lanes)
 
 
-def _dot(wanted: Format, lanes: int, cpu_features: Collection[str]) -> Dot:
-    if wanted != "float32" and ("avx512_vnni" in cpu_features or ("avx_vnni" in cpu_features and lanes < 16)):
-        return Dot(wanted, f"llvm.x86.avx512.{'vpdpwssd' if wanted == 'int16' else 'vpdpbusd'}.{lanes * 32}")
-    multiply = {16: ("avx512bw", "avx512.pmaddw.d.512"), 8: ("avx2", "avx2.pmadd.wd"), 4: ("sse2", "sse2.pmadd.wd")}
-    if wanted != "float32" and lanes in multiply and multiply[lanes][0] in cpu_features:
-        return Dot("int16", f"llvm.x86.{multiply[lanes][1]}", adds=False)
-    return Dot("float32")
-
-
-def products(mode: Mode, lanes: int, cpu_features: Collection[str]) -> Products:
-    """The fastest products of at least the precision of `mode` in vectors of `lanes` 32-bit lanes, for a processor
-    with these flags of /proc/cpuinfo."""
-    scores, values = ("int16", "int8") if mode == "mixed" else (mode, mode)
-    return Products(_dot(scores, lanes, cpu_features), _dot(values, lanes, cpu_features))
+def attention_dot(target: CompileTarget, activation_bits: int) -> Dot:
+    """The target's fastest products of numbers of at least so many bits."""
+    features = target.cpu_features
+    vnni = "avx512_vnni" in features or "avx_vnni" in features
+    if activation_bits == 8 and (vnni or "i8mm" in features):
+        return Dot("int8", vpdpbusd if vnni else usdot)
+    if activation_bits <= 16 and vnni:
+        return Dot("int16", vpdpwssd)
+    if activation_bits <= 16 and {16: "avx512bw", 8: "avx2", 4: "sse2"}[target.lanes] in features:
+        return Dot("int16", vpmaddwd)
+    return Dot("float32", _multiply_and_add)

@@ -1,25 +1,23 @@
-"""Keys and values of prefill attention: new ones into pages, and all of a sequence into panels of words.
+"""Keys and values of prefill attention as panels of words.
 
-    pages  [page, key | value, head, 16 tokens, head_dim]      float16, float32, or int8 with a scale a row
-    panels, for a head and int16 (two numbers a word):
-      keys    [key, word]      | d0 d1 | d2 d3 | ...           a key's dimensions, as they are stored
-      values  [key / 2, d]     | k0 k1 |                       one dimension of consecutive values
+For a head and int16 (two numbers a word):
+
+    keys    [key, word]      | d0 d1 | d2 d3 | ...           a key's dimensions, as they are stored
+    values  [key / 2, d]     | k0 k1 |                       one dimension of consecutive values
 
 A block of keys shares a factor; in a block of values every dimension has its own.
 """
 # mypy: ignore-errors
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tvm.script import tirx as T
 
-from .attention_dot import Dot, Products, rounded, rounded_int32
+from .attention_dot import Dot, rounded, rounded_int32
 from .flash import HeadShape
-from .kv_pages import PAGE_SIZE, index64
-from .rope import Rotation, emit_angles, emit_rotate
-from .vector import Expr, add, constant, load, reduce, settled, span, splat, store
+from .kv_pages import KEY, PAGE_SIZE, VALUE, PagedKV
+from .vector import Expr, VectorUnit, add, constant, reduce, settled, span, splat
 
 KEY_BLOCK = 64  # keys that share a factor, and whose weights are relative to one maximum
 
@@ -36,16 +34,17 @@ class Tile:
     """How attention is cut. Lanes are rows (a query head of a token each): no sum or maximum crosses lanes."""
 
     shape: HeadShape
-    products: Products
+    unit: VectorUnit  # the widest: shape.unit has vectors that divide a head
+    dot: Dot
 
     @property
     def lanes(self) -> int:
-        return self.shape.unit.lanes
+        return self.unit.lanes
 
     @property
     def vectors(self) -> int:
         """Vectors of rows in a tile. 3 by 4 sums hide the latency of products, 2 by 4 leave room in 16 registers."""
-        return 3 if self.shape.unit.registers >= 32 else 2
+        return 3 if self.unit.registers >= 32 else 2
 
     @property
     def rows(self) -> int:
@@ -64,28 +63,12 @@ class Tile:
 
     @property
     def key_words(self) -> int:
-        return self.padded // self.products.scores.numbers
+        return self.padded // self.dot.numbers
 
-
-@dataclass(frozen=True)
-class Batch:
-    """The arguments of the kernel: see `prefill_attention`."""
-
-    qkv: Any
-    layer: Any
-    positions: Any
-    slots: Any
-    query_starts: Any
-    page_starts: Any
-    pages: Any
-    lengths: Any
-    kv: Any
-    kv_scales: Any  # None unless kv is int8
-    out: Any
-
-    def stored(self, page: Expr, which: int, head: Expr, offset: Expr) -> tuple[Expr, ...]:
-        """The index of the first number of a key (which = 0) or value (1)."""
-        return index64(page), index64(self.layer), which, head, offset, 0
+    @property
+    def score(self) -> str:
+        """The type of scores before the scale of their row: int8 has a scale for each key as well, which is applied."""
+        return "int32" if self.dot.format == "int16" else "float32"
 
 
 @dataclass(frozen=True)
@@ -93,7 +76,7 @@ class Panels:
     """The panels of all sequences: the keys of one follow one another from 16 * page_starts on."""
 
     keys: Any  # [kv heads, keys, key words]
-    key_scales: Any  # [kv heads, keys / 16], at the first page of a block
+    key_scales: Any  # [kv heads, keys] for int8, otherwise at the first key of a block
     key_bias: Any  # [kv heads, keys], int8: what is added to a sum because queries are stored as q + 128
     values: Any  # [kv heads, keys / numbers, padded]
     value_scales: Any  # [kv heads, keys / 16, padded], at the first page of a block
@@ -101,12 +84,11 @@ class Panels:
     @staticmethod
     def allocate(tile: Tile, pages: Expr) -> "Panels":
         heads, keys = tile.shape.num_kv_heads, pages * PAGE_SIZE
-        scores, values = tile.products.scores, tile.products.values
         return Panels(
-            T.sblock_alloc_buffer((heads, keys, tile.key_words), scores.word),
-            T.sblock_alloc_buffer((heads, pages), "float32"),
+            T.sblock_alloc_buffer((heads, keys, tile.key_words), tile.dot.word),
+            T.sblock_alloc_buffer((heads, keys), "float32"),
             T.sblock_alloc_buffer((heads, keys), "int32"),
-            T.sblock_alloc_buffer((heads, T.floordiv(keys, values.numbers), tile.padded), values.word),
+            T.sblock_alloc_buffer((heads, T.floordiv(keys, tile.dot.numbers), tile.padded), tile.dot.word),
             T.sblock_alloc_buffer((heads, pages, tile.padded), "float32"),
         )
 
@@ -127,88 +109,19 @@ def root(dot: Dot, size: Expr, lanes: int) -> Expr:
     return T.bind(T.max(size, constant(1e-15, lanes)))
 
 
-def append_token(tile: Tile, rotation: Rotation, batch: Batch, angles: tuple[Any, Any], t: Expr) -> None:
-    """Write a token's rotated keys and its values to its slot, and the cosines and sines of its angles for its
-    queries, `[tokens, rotary_dim / 2]` each."""
-    shape, unit, dim = tile.shape, tile.shape.unit, tile.shape.head_dim
-    half = len(rotation.frequencies)
-    cosines, sines = T.alloc_buffer((half,), "float32"), T.alloc_buffer((half,), "float32")
-    emit_angles(rotation, unit, batch.positions[t], cosines, sines)
-    lanes = rotation.unit(unit).lanes
-    for table, values in zip(angles, (cosines, sines), strict=True):
-        for d in range(0, half, lanes):
-            T.buffer_store(table, values[span(d, lanes)], [t, span(d, lanes)])
-    slot = T.bind(batch.slots[t])
-    page, offset = T.bind(slot // PAGE_SIZE), T.bind(slot % PAGE_SIZE)
-    row = T.alloc_buffer((tile.padded,), "float32") if batch.kv_scales is not None else None
-    with T.serial(shape.num_kv_heads) as h:
-        key, value = batch.stored(page, 0, h, offset), batch.stored(page, 1, h, offset)
-        key_source = batch.qkv, (t, (shape.num_q_heads + h) * dim)
-        value_source = batch.qkv, (t, (shape.num_q_heads + shape.num_kv_heads + h) * dim)
-        if row is None:
-            emit_rotate(rotation, unit, key_source, (batch.kv, key), cosines, sines)
-            _convert(tile, value_source, (batch.kv, value))
-        else:
-            _clear_padding(tile, (row, (0,)))
-            emit_rotate(rotation, unit, key_source, (row, (0,)), cosines, sines)
-            _store_int8(tile, row, batch, key)
-            _convert(tile, value_source, (row, (0,)))
-            _store_int8(tile, row, batch, value)
-
-
-def _convert(tile: Tile, source: tuple, target: tuple, factor: Expr | None = None) -> None:
-    """Copy the `head_dim` numbers at an index between buffers of any type but int8 to write to, times `factor`."""
-    dim = tile.shape.head_dim
-    unit = tile.shape.unit.dividing(dim)
-    (read, at), (write, to) = source, target
-    for d in range(0, dim, unit.lanes):
-        if str(read.dtype) == "int8":
-            dtype = "float32" if unit.lanes == 1 else f"float32x{unit.lanes}"
-            value = T.bind(T.cast(read[(*at[:-1], span(at[-1] + d, unit.lanes))], dtype))
-        else:
-            value = load(unit, read, *at[:-1], at[-1] + d)
-        store(unit, write, value if factor is None else value * splat(factor, unit.lanes), *to[:-1], to[-1] + d)
-
-
-def _clear_padding(tile: Tile, target: tuple) -> None:
-    write, to = target
-    for d in range(tile.shape.head_dim, tile.padded):
-        T.buffer_store(write, T.float32(0), [*to[:-1], to[-1] + d])
-
-
-def _store_int8(tile: Tile, row: Any, batch: Batch, index: tuple[Expr, ...]) -> None:
-    """Write a padded row as int8 with its scale, max |.| / 127."""
-    unit, lanes, whole = tile.shape.unit.dividing(tile.shape.head_dim), tile.lanes, span(0, tile.lanes)
-    peak = T.alloc_buffer((lanes,), "float32")
-    T.buffer_store(peak, constant(0.0, lanes), [whole])
-    for d in range(0, tile.padded, lanes):
-        T.buffer_store(peak, T.max(peak[whole], absolute(T.bind(row[span(d, lanes)]), lanes)), [whole])
-    size = T.bind(T.max(reduce(peak[whole], lanes, T.max), T.float32(1e-15)))
-    inverse = T.bind(splat(T.float32(127) / size, unit.lanes))
-    for d in range(0, tile.shape.head_dim, unit.lanes):
-        dtype = "int8" if unit.lanes == 1 else f"int8x{unit.lanes}"
-        codes = T.cast(rounded(row[span(d, unit.lanes)] * inverse, unit.lanes), dtype)
-        T.buffer_store(batch.kv, codes, [*index[:-1], span(d, unit.lanes)])
-    T.buffer_store(batch.kv_scales, size * T.float32(1 / 127), list(index[:-1]))
-
-
-def fill_panels(tile: Tile, batch: Batch, panels: Panels, head: Expr, sequence: Expr, block: Expr) -> None:
+def fill_panels(tile: Tile, paged: PagedKV, panels: Panels, head: Expr, sequence: Expr, block: Expr) -> None:
     """Convert one block of keys and values of a sequence."""
-    first_page = T.bind(batch.page_starts[sequence] + block * (KEY_BLOCK // PAGE_SIZE))
-    first = T.bind(first_page * PAGE_SIZE)
-    present = settled(T.min(batch.lengths[sequence] - block * KEY_BLOCK, KEY_BLOCK))
+    start = T.bind(block * KEY_BLOCK)
+    first = T.bind(paged.page_starts[sequence] * PAGE_SIZE + start)
+    present = settled(T.min(paged.lengths[sequence] - start, KEY_BLOCK))
     rows = T.alloc_buffer((KEY_BLOCK, tile.padded), "float32")
-
-    def stage(which: int, j: Expr) -> None:
-        page, offset = T.bind(batch.pages[first_page + j // PAGE_SIZE]), T.bind(j % PAGE_SIZE)
-        source = batch.stored(page, which, head, offset)
-        factor = None if batch.kv_scales is None else T.bind(batch.kv_scales[source[:-1]])
-        _convert(tile, (batch.kv, source), (rows, (j, 0)), factor)
-        _clear_padding(tile, (rows, (j, 0)))
-
-    _fill_keys(tile, panels, rows, lambda j: stage(0, j), head, first, present)
-    with T.serial(present) as j:
-        stage(1, j)
+    padding = tile.padded - tile.shape.head_dim
+    if padding:
+        with T.serial(KEY_BLOCK) as j, T.serial(padding) as d:
+            T.buffer_store(rows, T.float32(0), [j, tile.shape.head_dim + d])
+    paged.stage(sequence, start, present, KEY, head, rows)
+    _fill_keys(tile, panels, rows, head, first, present)
+    paged.stage(sequence, start, present, VALUE, head, rows)
     # the weights of keys past the end are zero, but so must be what they multiply: NaN would stay NaN
     whole = settled((present + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE)
     with T.serial(whole - present) as j, T.serial(tile.padded) as d:
@@ -216,32 +129,36 @@ def fill_panels(tile: Tile, batch: Batch, panels: Panels, head: Expr, sequence: 
     _fill_values(tile, panels, rows, head, first, present, whole)
 
 
-def _fill_keys(
-    tile: Tile, panels: Panels, rows: Any, stage: Callable[[Expr], None], head: Expr, first: Expr, present: Expr
-) -> None:
-    dot, lanes, whole = tile.products.scores, tile.lanes, span(0, tile.lanes)
-    largest = T.alloc_buffer((1,), "float32")
-    T.buffer_store(largest, T.float32(0), [0])
-    with T.serial(present) as j:
-        stage(j)
-        if dot.quantized:
-            size = T.alloc_buffer((lanes,), "float32")
-            T.buffer_store(size, constant(0.0, lanes), [whole])
-            for d in range(0, tile.padded, lanes):
-                T.buffer_store(size, grow(dot, size[whole], T.bind(rows[j, span(d, lanes)]), lanes), [whole])
-            total = reduce(size[whole], lanes, add if dot.format == "int16" else T.max)
-            T.buffer_store(largest, T.max(largest[0], total), [0])
-    inverse = T.float32(1)
-    if dot.quantized:
-        size = root(dot, largest[0], 1)
-        inverse = T.bind(T.float32(ROW_SIZE[dot.format]) / size)
-        scale = size * T.float32(1 / ROW_SIZE[dot.format])
-        T.buffer_store(panels.key_scales, scale, [head, first // PAGE_SIZE])
-    with T.serial(present) as j:
-        sums = T.alloc_buffer((lanes,), "int32")
-        T.buffer_store(sums, constant(0, lanes, "int32"), [whole])
+def _fill_keys(tile: Tile, panels: Panels, rows: Any, head: Expr, first: Expr, present: Expr) -> None:
+    dot, lanes, whole = tile.dot, tile.lanes, span(0, tile.lanes)
+
+    def size(j: Expr) -> Expr:
+        total = T.alloc_buffer((lanes,), "float32")
+        T.buffer_store(total, constant(0.0, lanes), [whole])
         for d in range(0, tile.padded, lanes):
-            value = T.bind(rows[j, span(d, lanes)] * splat(inverse, lanes))
+            T.buffer_store(total, grow(dot, total[whole], T.bind(rows[j, span(d, lanes)]), lanes), [whole])
+        return reduce(total[whole], lanes, add if dot.format == "int16" else T.max)
+
+    def scale(size: Expr, key: Expr) -> Expr:
+        """Note the factor of keys of that size, and return what they are multiplied by."""
+        norm = root(dot, size, 1)
+        T.buffer_store(panels.key_scales, norm * T.float32(1 / ROW_SIZE[dot.format]), [head, key])
+        return T.bind(splat(T.float32(ROW_SIZE[dot.format]) / norm, lanes))
+
+    inverse = constant(1.0, lanes)
+    if dot.format == "int16":
+        largest = T.alloc_buffer((1,), "float32")
+        T.buffer_store(largest, T.float32(0), [0])
+        with T.serial(present) as j:
+            T.buffer_store(largest, T.max(largest[0], size(j)), [0])
+        inverse = scale(largest[0], first)
+    with T.serial(present) as j:
+        if dot.format == "int8":
+            inverse = scale(size(j), first + j)
+            sums = T.alloc_buffer((lanes,), "int32")
+            T.buffer_store(sums, constant(0, lanes, "int32"), [whole])
+        for d in range(0, tile.padded, lanes):
+            value = T.bind(rows[j, span(d, lanes)] * inverse)
             place = span(d // dot.numbers, lanes // dot.numbers)
             T.buffer_store(panels.keys, dot.consecutive(value, lanes), [head, first + j, place])
             if dot.format == "int8":
@@ -251,7 +168,7 @@ def _fill_keys(
 
 
 def _fill_values(tile: Tile, panels: Panels, rows: Any, head: Expr, first: Expr, present: Expr, whole: Expr) -> None:
-    dot, lanes, cell = tile.products.values, tile.lanes, span(0, tile.lanes)
+    dot, lanes, cell = tile.dot, tile.lanes, span(0, tile.lanes)
     with T.serial(tile.padded // lanes) as part:
         columns = span(part * lanes, lanes)
         factor = T.alloc_buffer((lanes,), "float32")  # first the size of the columns, then its inverse

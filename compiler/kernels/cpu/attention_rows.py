@@ -22,8 +22,8 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from .attention_dot import ROUND, ROUND_BITS, Dot, rounded
-from .attention_panels import KEY_BLOCK, ROW_SIZE, WEIGHT, Batch, Panels, Tile, grow, root
+from .attention_dot import ROUND, ROUND_BITS, rounded
+from .attention_panels import KEY_BLOCK, ROW_SIZE, WEIGHT, Panels, Tile, grow, root
 from .kv_pages import PAGE_SIZE
 from .rope import Rotation, emit_rotate
 from .vector import Expr, constant, copy, exp2, settled, span, splat, transpose
@@ -55,9 +55,9 @@ class Rows:
     last: Any  # [rows] int32, the last key that a row sees
     queries: Any  # [key words, rows]
     scale: Any  # [rows], of the integers in queries
-    scores: Any  # [KEY_BLOCK, rows]: sums of products, then words of weights
-    peak: Any  # [rows], the largest sum of this block
-    factor: Any  # [rows], what makes scores of the sums of this block
+    scores: Any  # [KEY_BLOCK, rows]: the bits of scores, then words of weights
+    peak: Any  # [rows], the largest score of this block
+    factor: Any  # [rows], what scores of this block are multiplied by
     offset: Any  # [rows], what is subtracted from the scores of this block
     maximum: Any  # [rows], the running maximum
     old: Any  # [rows], factor of what came before this block
@@ -70,7 +70,7 @@ class Rows:
         def vector(dtype: str = "float32") -> Any:
             return T.alloc_buffer((tile.rows,), dtype)
 
-        word = tile.products.scores.word
+        word = tile.dot.word
         return Rows(
             token=vector("int32"),
             column=vector("int32"),
@@ -78,7 +78,7 @@ class Rows:
             queries=T.alloc_buffer((tile.key_words, tile.rows), word),
             scale=vector(),
             scores=T.alloc_buffer((KEY_BLOCK, tile.rows), word),
-            peak=vector(word),
+            peak=vector(tile.score),
             factor=vector(),
             offset=vector(),
             maximum=vector(),
@@ -109,26 +109,27 @@ class _Row:
         return self.matrix[self.index, place]
 
 
-def load_queries(
-    tile: Tile, rotation: Rotation, batch: Batch, angles: tuple[Any, Any], rows: Rows, factor: float
-) -> None:
-    """Rotate the queries of the rows, times `factor`, and pack them as words."""
-    lanes, unit, dim, dot = tile.lanes, tile.shape.unit, tile.shape.head_dim, tile.products.scores
-    staged, columns = T.alloc_buffer((lanes, tile.padded), "float32"), T.alloc_buffer((tile.padded, lanes), "float32")
+def load_queries(tile: Tile, rotation: Rotation, qkv: Any, angles: tuple[Any, Any], rows: Rows, factor: float) -> None:
+    """Rotate the queries of the rows, times `factor`, and pack them as words. `angles`: the cosines and sines of all
+    tokens, `[tokens, rotary_dim / 2]` each."""
+    lanes, unit, dim, dot = tile.lanes, tile.unit, tile.shape.head_dim, tile.dot
+    staged = T.alloc_buffer((tile.rows, tile.padded), "float32")
+    columns = T.alloc_buffer((tile.padded, lanes), "float32")
     whole, scale = span(0, lanes), constant(factor, rotation.unit(unit).lanes)
+    # A loop of its own: LLVM 22 fails where it sees through memory that is written in narrower vectors than it is read.
+    with T.serial(tile.rows) as row:
+        token = T.bind(rows.token[row])
+        source, target = (qkv, (token, rows.column[row])), (staged, (row, 0))
+        cosines, sines = (_Row(table, token) for table in angles)
+        emit_rotate(rotation, unit, source, target, cosines, sines, lambda vector: vector * scale)
+        for d in range(dim, tile.padded):
+            T.buffer_store(staged, T.float32(0), [row, d])
     with T.serial(tile.vectors) as c:
         place = span(c * lanes, lanes)
-        with T.serial(lanes) as i:
-            token = T.bind(rows.token[c * lanes + i])
-            source, target = (batch.qkv, (token, rows.column[c * lanes + i])), (staged, (i, 0))
-            cosines, sines = (_Row(table, token) for table in angles)
-            emit_rotate(rotation, unit, source, target, cosines, sines, lambda vector: vector * scale)
-            for d in range(dim, tile.padded):
-                T.buffer_store(staged, T.float32(0), [i, d])
         size = T.alloc_buffer((lanes,), "float32")
         T.buffer_store(size, constant(0.0, lanes), [whole])
         with T.serial(tile.padded // lanes) as part:
-            square = [T.bind(staged[i, span(part * lanes, lanes)]) for i in range(lanes)]
+            square = [T.bind(staged[c * lanes + i, span(part * lanes, lanes)]) for i in range(lanes)]
             for i, vector in enumerate(transpose(square, lanes)):
                 T.buffer_store(columns, vector, [part * lanes + i, whole])
                 if dot.quantized:
@@ -149,14 +150,13 @@ def load_queries(
 
 def _product(
     tile: Tile,
-    dot: Dot,
     depth: Expr,
     left: Callable[[Expr, int], Expr],
     right: Callable[[Expr, int], Expr],
     start: Callable[[int], Expr] | None = None,
 ) -> Callable[[int, int], Expr]:
     """Sums of a register tile: value(r, c) = start(r) + sum over k < depth of left(k, c) . right(k, r)."""
-    lanes, whole = tile.lanes, span(0, tile.lanes)
+    lanes, dot, whole = tile.lanes, tile.dot, span(0, tile.lanes)
     # One buffer each: LLVM keeps them in registers, which it could not do for parts of one that TVM had shared.
     cells = [[T.alloc_buffer((lanes,), dot.word) for _ in range(tile.vectors)] for _ in range(tile.height)]
     for r, row in enumerate(cells):
@@ -172,15 +172,14 @@ def _product(
 
 
 def score(tile: Tile, panels: Panels, rows: Rows, head: Expr, first: Expr, count: Expr) -> None:
-    """Sums of products with `count` keys (whole register tiles) from row `first` of the panel on, and their maxima."""
-    lanes, dot = tile.lanes, tile.products.scores
+    """Scores of `count` keys (whole register tiles) from row `first` of the panel on, and their maxima."""
+    lanes, dot = tile.lanes, tile.dot
     with T.serial(tile.vectors) as c:
-        T.buffer_store(rows.peak, constant(_LEAST[dot.word], lanes, dot.word), [span(c * lanes, lanes)])
+        T.buffer_store(rows.peak, constant(_LEAST[tile.score], lanes, tile.score), [span(c * lanes, lanes)])
     with T.serial(count // tile.height) as step:
         j = T.bind(step * tile.height)
-        value = _product(
+        sums = _product(
             tile,
-            dot,
             tile.key_words,
             lambda k, c: rows.queries[k, span(c * lanes, lanes)],
             lambda k, r: panels.keys[head, first + j + r, k],
@@ -190,8 +189,12 @@ def score(tile: Tile, panels: Panels, rows: Rows, head: Expr, first: Expr, count
             place = span(c * lanes, lanes)
             peak = rows.peak[place]
             for r in range(tile.height):
-                T.buffer_store(rows.scores, value(r, c), [j + r, place])
-                peak = T.bind(T.max(peak, value(r, c)))
+                value = sums(r, c)
+                if dot.format == "int8":
+                    scale = panels.key_scales[head, first + j + r]
+                    value = T.bind(T.cast(value, f"float32x{lanes}") * splat(scale, lanes))
+                T.buffer_store(rows.scores, T.reinterpret(value, dtype=f"{dot.word}x{lanes}"), [j + r, place])
+                peak = T.bind(T.max(peak, value))
             T.buffer_store(rows.peak, peak, [place])
 
 
@@ -205,36 +208,40 @@ def visible(rows: Rows, place: Expr, lanes: int, key: Expr, window: int | None) 
 
 def find_visible_peaks(tile: Tile, rows: Rows, count: Expr, sees: Callable[[Expr, Expr], Expr]) -> None:
     """The maxima again, of a block of which some rows do not see every key."""
-    lanes, word = tile.lanes, tile.products.scores.word
+    lanes, dtype = tile.lanes, tile.score
     with T.serial(tile.vectors) as c:
         place, whole = span(c * lanes, lanes), span(0, lanes)
-        peak, least = T.alloc_buffer((lanes,), word), constant(_LEAST[word], lanes, word)
+        peak, least = T.alloc_buffer((lanes,), dtype), constant(_LEAST[dtype], lanes, dtype)
         T.buffer_store(peak, least, [whole])
         with T.serial(count) as j:
-            value = tirx.Select(sees(place, j), rows.scores[j, place], least)
+            value = T.reinterpret(rows.scores[j, place], dtype=f"{dtype}x{lanes}")
+            value = tirx.Select(sees(place, j), value, least)
             T.buffer_store(peak, T.max(peak[whole], value), [whole])
         T.buffer_store(rows.peak, peak[whole], [place])
 
 
 def start_block(tile: Tile, panels: Panels, rows: Rows, head: Expr, first: Expr) -> None:
     """From the maxima of a block: how its weights are made, and the factors of old and new."""
-    lanes, dot = tile.lanes, tile.products.scores
+    lanes, dot = tile.lanes, tile.dot
     with T.serial(tile.vectors) as c:
         place = span(c * lanes, lanes)
         peak = T.bind(rows.peak[place])
         maximum = peak
         if dot.quantized:
-            factor = T.bind(rows.scale[place] * splat(panels.key_scales[head, first // PAGE_SIZE], lanes))
+            factor = rows.scale[place]
+            if dot.format == "int16":
+                factor = factor * splat(panels.key_scales[head, first], lanes)
+            factor = T.bind(factor)
             T.buffer_store(rows.factor, factor, [place])
             maximum = T.cast(peak, f"float32x{lanes}") * factor
-        seen = peak > constant(_LEAST[dot.word], lanes, dot.word)
+        seen = peak > constant(_LEAST[tile.score], lanes, tile.score)
         maximum = settled(tirx.Select(seen, maximum, constant(_NOTHING, lanes)), "float32", lanes)
         before = T.bind(rows.maximum[place])
         after = T.bind(T.max(before, maximum))
         T.buffer_store(rows.maximum, after, [place])
         T.buffer_store(rows.old, exp2(before - after, lanes), [place])
         T.buffer_store(rows.new, exp2(maximum - after, lanes), [place])
-        largest = math.log2(WEIGHT[tile.products.values.format])
+        largest = math.log2(WEIGHT[tile.dot.format])
         T.buffer_store(rows.offset, maximum - constant(largest, lanes), [place])
 
 
@@ -256,7 +263,7 @@ def _power(x: Expr, precision: str, lanes: int) -> tuple[Expr, Expr]:
 
 def weigh(tile: Tile, rows: Rows, count: Expr, sees: Callable[[Expr, Expr], Expr] | None = None) -> None:
     """Turn the sums of a block into words of weights, in place. `sees(place, j)`: which rows see key j, if not all."""
-    lanes, dot = tile.lanes, tile.products.values
+    lanes, dot = tile.lanes, tile.dot
     with T.serial(tile.vectors) as c:
         place, whole = span(c * lanes, lanes), span(0, lanes)
         offset = T.bind(rows.offset[place])
@@ -264,8 +271,8 @@ def weigh(tile: Tile, rows: Rows, count: Expr, sees: Callable[[Expr, Expr], Expr
         T.buffer_store(total, constant(0, lanes, dot.word), [whole])
 
         def weight(j: Expr) -> Expr:
-            value = rows.scores[j, place]
-            if tile.products.scores.quantized:
+            value = T.reinterpret(rows.scores[j, place], dtype=f"{tile.score}x{lanes}")
+            if tile.dot.quantized:
                 value = T.cast(value, f"float32x{lanes}") * rows.factor[place]
             near_one, power = _power(value - offset, dot.format, lanes)
             value = near_one * power
@@ -286,12 +293,11 @@ def weigh(tile: Tile, rows: Rows, count: Expr, sees: Callable[[Expr, Expr], Expr
 
 def add_values(tile: Tile, panels: Panels, rows: Rows, head: Expr, first: Expr, count: Expr) -> None:
     """output = old * output + new * (values x weights) for one block."""
-    lanes, dot = tile.lanes, tile.products.values
+    lanes, dot = tile.lanes, tile.dot
     with T.serial(tile.padded // tile.height) as step:
         d = T.bind(step * tile.height)
         sums = _product(
             tile,
-            dot,
             count // dot.numbers,
             lambda k, c: rows.scores[k, span(c * lanes, lanes)],
             lambda k, r: panels.values[head, first // dot.numbers + k, d + r],
@@ -307,9 +313,10 @@ def add_values(tile: Tile, panels: Panels, rows: Rows, head: Expr, first: Expr, 
                 T.buffer_store(rows.output, rows.output[d + r, place] * old + value * new, [d + r, place])
 
 
-def store_output(tile: Tile, batch: Batch, rows: Rows) -> None:
+def store_output(tile: Tile, rows: Rows, out: Any) -> None:
+    """Write the rows to out `[tokens, heads * head_dim]`."""
     lanes, dim = tile.lanes, tile.shape.head_dim
-    unit = tile.shape.unit.dividing(dim)
+    unit = tile.unit.dividing(dim)
     staged = T.alloc_buffer((lanes, tile.padded), "float32")
     with T.serial(tile.vectors) as c:
         place = span(c * lanes, lanes)
@@ -319,4 +326,4 @@ def store_output(tile: Tile, batch: Batch, rows: Rows) -> None:
             for i, vector in enumerate(transpose(square, lanes)):
                 T.buffer_store(staged, vector, [i, span(part * lanes, lanes)])
         with T.serial(lanes) as i:
-            copy(unit, batch.out, (rows.token[c * lanes + i], rows.column[c * lanes + i]), staged, (i, 0), dim)
+            copy(unit, out, (rows.token[c * lanes + i], rows.column[c * lanes + i]), staged, (i, 0), dim)

@@ -101,7 +101,7 @@ class ChainedSums(Sums):
         for part, pairs in zip(self.parts, self.pairs, strict=True):
             words = T.reinterpret(load(pairs, 2 * count), dtype=f"int32x{count}")
             ones = splat(T.int32(0x00010001), count)
-            T.buffer_store(self.total, _vpmaddwd(self.total[part], words, ones, count), [part])
+            T.buffer_store(self.total, vpmaddwd(self.total[part], words, ones, count), [part])
 
     def result(self):
         if self.chained:
@@ -117,29 +117,34 @@ def _bytes(words, dtype: str, lanes: int):
     return T.reinterpret(words, dtype=f"{dtype}x{4 * lanes}")
 
 
-def _vpdpbusd(sums, weights, activations, lanes: int):
+def vpdpbusd(sums, weights, activations, lanes: int):
     factors = _bytes(weights, "uint8", lanes), _bytes(activations, "int8", lanes)
     return T.call_llvm_pure_intrin(f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", sums, *factors, dtype=f"int32x{lanes}")
 
 
-def _vpmaddubsw(sums, weights, activations, lanes: int):
+def vpdpwssd(sums, weights, activations, lanes: int):
+    factors = (T.reinterpret(words, dtype=f"int16x{2 * lanes}") for words in (weights, activations))
+    return T.call_llvm_pure_intrin(f"llvm.x86.avx512.vpdpwssd.{32 * lanes}", sums, *factors, dtype=f"int32x{lanes}")
+
+
+def vpmaddubsw(sums, weights, activations, lanes: int):
     name = {4: "ssse3.pmadd.ub.sw.128", 8: "avx2.pmadd.ub.sw", 16: "avx512.pmaddubs.w.512"}[lanes]
     factors = _bytes(weights, "uint8", lanes), _bytes(activations, "int8", lanes)
     return sums + T.call_llvm_pure_intrin(f"llvm.x86.{name}", *factors, dtype=f"int16x{2 * lanes}")
 
 
-def _vpmaddwd(sums, weights, activations, lanes: int):
+def vpmaddwd(sums, weights, activations, lanes: int):
     name = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}[lanes]
     factors = (T.reinterpret(words, dtype=f"int16x{2 * lanes}") for words in (weights, activations))
     return sums + T.call_llvm_pure_intrin(f"llvm.x86.{name}", *factors, dtype=f"int32x{lanes}")
 
 
-def _usdot(sums, weights, activations, lanes: int):
+def usdot(sums, weights, activations, lanes: int):
     factors = _bytes(weights, "uint8", lanes), _bytes(activations, "int8", lanes)
     return T.call_llvm_pure_intrin("llvm.aarch64.neon.usdot.v4i32.v16i8", sums, *factors, dtype=f"int32x{lanes}")
 
 
-def _sdot(sums, weights, activations, lanes: int):
+def sdot(sums, weights, activations, lanes: int):
     factors = _bytes(weights, "int8", lanes), _bytes(activations, "int8", lanes)
     return T.call_llvm_pure_intrin("llvm.aarch64.neon.sdot.v4i32.v16i8", sums, *factors, dtype=f"int32x{lanes}")
 
@@ -149,21 +154,21 @@ _CHAIN = 8  # words of vpmaddubsw: 8 * 2 * 15 * 128 < 2^15
 
 def _sse_and_avx(lanes: int) -> list[IntegerDot]:
     return [
-        IntegerDot("vpmaddwd", lanes, _vpmaddwd, number_bits=16),
-        IntegerDot("vpmaddubsw", lanes, _vpmaddubsw, chain=_CHAIN),
+        IntegerDot("vpmaddwd", lanes, vpmaddwd, number_bits=16),
+        IntegerDot("vpmaddubsw", lanes, vpmaddubsw, chain=_CHAIN),
     ]
 
 
 # Feature of the processor, best first, and what multiplies there; a second one is for 4-bit codes in bytes.
 _INSTRUCTION_SETS = {
-    "avx512_vnni": [IntegerDot("vpdpbusd", 16, _vpdpbusd)],
-    "avx_vnni": [IntegerDot("vpdpbusd", 8, _vpdpbusd)],
+    "avx512_vnni": [IntegerDot("vpdpbusd", 16, vpdpbusd)],
+    "avx_vnni": [IntegerDot("vpdpbusd", 8, vpdpbusd)],
     "avx512bw": _sse_and_avx(16),
     "avx2": _sse_and_avx(8),
     "ssse3": _sse_and_avx(4),
     "sse2": _sse_and_avx(4)[:1],
-    "i8mm": [IntegerDot("usdot", 4, _usdot)],
-    "asimddp": [IntegerDot("sdot", 4, _sdot, signed=True)],
+    "i8mm": [IntegerDot("usdot", 4, usdot)],
+    "asimddp": [IntegerDot("sdot", 4, sdot, signed=True)],
 }
 
 

@@ -1,23 +1,17 @@
-"""The parts of attention kernels: staging of keys and values, products in register tiles, the running softmax.
+"""The running softmax of decode attention.
 
 Attention over many keys is done in blocks of `KEY_BLOCK` keys with a running maximum m, a running sum of weights and
 an output that is rescaled whenever m grows (FlashAttention, arXiv:2205.14135). Scores are in units of log2 e, so
-weights are powers of two. A row is one query head of one token; the heads that share a key head are rows of one tile:
-
-                     keys of a block (64)                      head_dim
-          rows    +------------------------+            +--------------------+
-          (6)     |  scores, then weights  |  x values  |  output += weights |
-                  +------------------------+            +--------------------+
+weights are powers of two. A row is one query head of one token.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
-from .vector import Expr, VectorUnit, add, constant, exp2, reduce, run, span, splat, transpose
+from .vector import Expr, VectorUnit, add, constant, exp2, reduce, span, splat
 
 KEY_BLOCK = 64
 NO_SCORE = -1e30  # of a masked key
@@ -90,66 +84,6 @@ class RowState:
         return reduce(T.bind(self.total[row, span(0, lanes)]), lanes, add)
 
 
-def product(
-    unit: VectorUnit,
-    rows: int,
-    columns: int,
-    depth: Expr,
-    left: Callable[[int, Expr], Expr],
-    right: Callable[[Expr, int], Expr],
-    target: Callable[[int, int], tuple[Any, Sequence[Expr]]],
-    rescale: Callable[[int], Expr] | None = None,
-) -> None:
-    """target[r, c] = rescale(r) * target[r, c] + sum over k < depth of left(r, k) * right(k, c), in registers.
-
-    `left` yields scalars, `right` vectors of column c (0..columns), `target` a buffer and the index of a vector.
-    """
-    lanes = unit.lanes
-    whole = span(0, lanes)
-    # One buffer each: LLVM keeps them in registers, which it could not do for parts of one that TVM had shared.
-    cells = {(r, c): T.alloc_buffer((lanes,), "float32") for r in range(rows) for c in range(columns)}
-    for (r, c), cell in cells.items():
-        if rescale is None:
-            T.buffer_store(cell, constant(0.0, lanes), [whole])
-        else:
-            buffer, index = target(r, c)
-            place = run(index, lanes)
-            T.buffer_store(cell, buffer[place] * splat(rescale(r), lanes), [whole])
-    with T.serial(depth) as k:
-        vectors = [right(k, c) for c in range(columns)]
-        factors = [T.bind(splat(left(r, k), lanes)) for r in range(rows)]
-        for (r, c), cell in cells.items():
-            T.buffer_store(cell, cell[whole] + factors[r] * vectors[c], [whole])
-    for (r, c), cell in cells.items():
-        buffer, index = target(r, c)
-        T.buffer_store(buffer, cell[whole], run(index, lanes))
-
-
-def stage_transposed(unit: VectorUnit, head_dim: int, count: Expr, rows: Any, columns: Any) -> None:
-    """Transpose `rows` `[KEY_BLOCK, head_dim]` into `columns` `[head_dim, KEY_BLOCK]`, one square of vectors a turn."""
-    lanes = unit.lanes
-    with T.serial(T.ceildiv(count, lanes)) as j, T.serial(head_dim // lanes) as d:
-        square = [T.bind(rows[j * lanes + i, span(d * lanes, lanes)]) for i in range(lanes)]
-        for i, vector in enumerate(transpose(square, lanes)):
-            T.buffer_store(columns, vector, [d * lanes + i, span(j * lanes, lanes)])
-
-
-def score_by_columns(shape: HeadShape, count: Expr, queries: Any, first_row: Expr, columns: Any, scores: Any) -> None:
-    """Scores of one tile of rows against at least `count` keys, from transposed keys: lanes are keys."""
-    unit = shape.vectors
-    width = min(shape.tile_columns * unit.lanes, KEY_BLOCK)
-    with T.serial(T.ceildiv(count, width)) as block:
-        product(
-            unit,
-            shape.tile_rows,
-            width // unit.lanes,
-            shape.head_dim,
-            lambda r, k: queries[first_row + r, k],
-            lambda k, c: T.bind(columns[k, span(block * width + c * unit.lanes, unit.lanes)]),
-            lambda r, c: (scores, (r, block * width + c * unit.lanes)),
-        )
-
-
 def softmax_row(
     shape: HeadShape, scores: Any, tile_row: Expr, state: RowState, row: Expr, low: Expr, high: Expr
 ) -> None:
@@ -177,38 +111,3 @@ def softmax_row(
         T.buffer_store(scores, tirx.Select(score > none, weight, constant(0.0, lanes)), [tile_row, columns])
         T.buffer_store(peak, peak[whole] + scores[tile_row, columns], [whole])
     T.buffer_store(state.total, peak[whole], [row, whole])
-
-
-def add_values(
-    shape: HeadShape,
-    rows: int,
-    count: Expr,
-    scores: Any,
-    tile_row: Expr,
-    state: RowState,
-    row: Expr,
-    value: Callable[[Expr, Expr], Expr],
-) -> None:
-    """output[row + r] = rescale * output + weights x values over the first `count` keys of the block.
-
-    `value(k, d)` yields the vector of key k that starts at dimension d.
-    """
-    lanes = shape.vectors.lanes
-
-    def columns(first: Expr, width: int) -> None:
-        product(
-            shape.vectors,
-            rows,
-            width,
-            count,
-            lambda r, k: scores[tile_row + r, k],
-            lambda k, c: value(k, (first + c) * lanes),
-            lambda r, c: (state.output, (row + r, (first + c) * lanes)),
-            lambda r: state.rescale[row + r],
-        )
-
-    vectors, width = shape.head_dim // lanes, shape.tile_columns
-    with T.serial(vectors // width) as tile:
-        columns(tile * width, width)
-    if vectors % width:
-        columns(vectors - vectors % width, vectors % width)

@@ -12,6 +12,7 @@ from mlc_llm.compiler.kernels.cache_kernels import CacheShape
 from mlc_llm.compiler.kernels.cpu.attention import cache_kernels
 from mlc_llm.compiler.kernels.cpu.vector import VectorUnit
 from mlc_llm.compiler.model.rope import inverse_frequencies, parse_rope
+from mlc_llm.compiler.target.target import CompileTarget
 from mlc_llm.runtime.artifact import KVDtype
 
 Array = np.ndarray[Any, Any]
@@ -42,7 +43,8 @@ def rope(dim: int) -> Any:
 def build(kernel: str, geometry: Geometry, unit: VectorUnit) -> Any:
     g = geometry
     cache = CacheShape(LAYERS, g.heads, g.kv_heads, g.dim, rope(g.dim), g.dtype, g.window)
-    return getattr(cache_kernels(cache, unit), kernel)
+    target = CompileTarget("cpu", {}, "", unit.lanes, unit.registers, unit.converts_float16, ())
+    return getattr(cache_kernels(cache, target, 32), kernel)
 
 
 def rotated(x: Array, positions: Array) -> Array:

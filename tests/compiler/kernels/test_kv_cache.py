@@ -48,7 +48,7 @@ class Attention(nn.Module):
 
 @cache
 def module() -> tvm.IRModule:
-    spec = CacheSpec(SHAPE, resolve_target("cpu"))
+    spec = CacheSpec(SHAPE, resolve_target("cpu"), activation_bits=32)
 
     def forward(batch: int | str, tokens: int | str) -> dict[str, Any]:
         qkv = nn.spec.Tensor([LAYERS, batch, tokens, WIDTH], "float32")
