@@ -11,8 +11,9 @@ class Optimization:
     """What `--opt` asks for.
 
     passes: the level of TVM's own passes, 0 to 3.
-    activation_bits: what the inputs of quantized matrices are rounded to: 16 (indistinguishable from float32), 8 (twice
-        as fast where arithmetic is the limit: long prompts and batches) or 32 (float32 arithmetic, the reference).
+    activation_bits: what the inputs of quantized matrices, and queries, keys and values of prompts, are rounded to: 16
+        (indistinguishable from float32), 8 (twice as fast where arithmetic is the limit: long prompts and batches) or
+        32 (float32 arithmetic, the reference).
     """
 
     passes: int = 2

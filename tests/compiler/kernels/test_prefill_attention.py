@@ -1,4 +1,5 @@
-"""The integer arithmetic of prefill attention against numpy in float64; test_attention.py has float32's."""
+"""The integer arithmetic of prefill attention against numpy in float64; test_attention.py has float32's, which caches
+of float32 get."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -135,8 +136,8 @@ def expect(found: Array, expected: Array, tolerance: float) -> None:
 
 
 GEOMETRIES = [SMALL, Geometry(8, 1, 80, "int8")]
-RARE = [Geometry(2, 2, 72, "float32"), Geometry(4, 2, 100, "float16"), Geometry(3, 1, 128, "int8")]
-RARE += [Geometry(5, 5, 40, "float32"), Geometry(2, 1, 256, "float16"), Geometry(4, 2, 12, "int8")]
+RARE = [Geometry(2, 2, 72, "float16"), Geometry(4, 2, 100, "float16"), Geometry(3, 1, 128, "int8")]
+RARE += [Geometry(5, 5, 40, "float16"), Geometry(2, 1, 256, "float16"), Geometry(4, 2, 12, "int8")]
 
 
 @each_processor
@@ -151,7 +152,7 @@ def test_sequences_grow_by_any_number_of_tokens(processor: str, bits: Bits, geom
 
 @pytest.mark.parametrize("window", [24, *(pytest.param(w, marks=pytest.mark.slow) for w in (1, 64, 70))])
 def test_a_window_hides_what_is_too_far_back(window: int) -> None:
-    geometry = Geometry(9, 3, 64, "float32", window)
+    geometry = Geometry(9, 3, 64, "float16", window)
     cache = Cache(geometry, [200, 90, 300])
     for new in ([130, 3, 200], [70, 87, 100]):
         expect(*cache.prefill(kernel(geometry, 16, WIDEST), cache.qkv(new), new), tolerance(16, WIDEST))
@@ -161,7 +162,7 @@ def test_a_window_hides_what_is_too_far_back(window: int) -> None:
 @pytest.mark.parametrize("bits", [16, 8])
 def test_the_largest_sums_fit(processor: str, bits: Bits) -> None:
     """Products of equal vectors are the largest: every query is every key, and all values are one number."""
-    geometry = Geometry(3, 1, 64, "float32")
+    geometry = Geometry(3, 1, 64, "float16")
     cache, new = Cache(geometry, [200]), [200]
     qkv = np.full((200, 5 * 64), 1e-3, np.float32)
     qkv[:, : 3 * 64] = 1e3  # whatever the size of queries, keys and values
