@@ -43,7 +43,6 @@ class ShardWriter:
         self.folder = folder
         self._format = record_format
         self.total_bytes = total_bytes
-        self.written = 0
         self._temporary = folder / _TEMPORARY_NAME
         self._shard_bytes = shard_bytes
         self._shards: list[dict[str, Any]] = []
@@ -125,7 +124,6 @@ class ShardWriter:
             rest = data
             while rest:
                 rest = rest[file.write(rest) :]
-        self.written += len(data)
         digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
         shard = {"dataPath": name, "format": "raw-shard", "nbytes": len(data), "records": records, "md5sum": digest}
         self._shards.append(shard)

@@ -97,10 +97,6 @@ class Tokenizer:
         piece = self.piece(token, False) or b""
         return piece.encode() if isinstance(piece, str) else piece
 
-    def token_text(self, token: int) -> str:
-        """`token_bytes` as text, with U+FFFD for bytes that are only a part of a character."""
-        return self.token_bytes(token).decode("utf-8", "replace")
-
     @cached_property
     def _literal_backend(self) -> tokenizers.Tokenizer:
         # The switch is a property of the whole backend, so that flipping it would disturb other threads.

@@ -26,7 +26,6 @@ class Layers:
     def __init__(self, scheme: AnyScheme, target: CompileTarget, activation_bits: int = 16) -> None:
         self.scheme, self.target = scheme, target
         self.table = operations.KernelTable(target, activation_bits)
-        self.kv_dtype = target.kv_dtype(scheme.model_dtype)
         self.preprocs: dict[str, tirx.PrimFunc] = {}
         self._kernels: dict[object, tirx.PrimFunc] = {}
 

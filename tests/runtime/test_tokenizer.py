@@ -150,13 +150,12 @@ def test_tokens_stand_for_their_exact_bytes(byte_level: Tokenizer, backends: dic
     for text in ["the fox 😀", "日本語", "  x\n"]:
         ids = byte_level.encode(text)
         assert b"".join(map(byte_level.token_bytes, ids)) == text.encode()
-        assert all(byte_level.token_text(i) == byte_level.token_bytes(i).decode(errors="replace") for i in ids)
     sentencepiece_like = Tokenizer(backends["sentencepiece"])
     ids = sentencepiece_like.encode("the fox 😀")
     assert b"".join(map(sentencepiece_like.token_bytes, ids)) == " the fox 😀".encode()
-    assert byte_level.token_text(2) == "<|im_end|>"
+    assert byte_level.token_bytes(2) == b"<|im_end|>"
     assert byte_level.token_bytes(byte_level.vocab_size) == b""
-    assert byte_level.token_text(-1) == ""
+    assert byte_level.token_bytes(-1) == b""
 
 
 def test_every_byte_has_a_token_in_both_kinds(byte_level: Tokenizer, backends: dict[str, tokenizers.Tokenizer]) -> None:
