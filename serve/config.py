@@ -77,11 +77,8 @@ def _wanted(mode: str, config: EngineConfig, metadata: LibraryMetadata) -> tuple
         raise UsageError(f"max_num_sequence is {sequences}: the library takes 1 to {most}")
     if not 0 < config.gpu_memory_utilization <= 1:
         raise UsageError(f"gpu_memory_utilization is {config.gpu_memory_utilization}: expected more than 0, at most 1")
-    window = metadata.sliding_window_size
-    single = window if window > 0 else metadata.context_window_size
-    tokens = {"local": min(single, max(_LOCAL_TOKENS, window)), "interactive": single, "server": sequences * single}[
-        mode
-    ]
+    single = metadata.context_window_size
+    tokens = {"local": min(single, _LOCAL_TOKENS), "interactive": single, "server": sequences * single}[mode]
     if config.max_total_sequence_length is not None:
         tokens = config.max_total_sequence_length
         if tokens < 1:

@@ -60,13 +60,6 @@ def test_a_library_for_few_sequences_or_a_short_context() -> None:
     assert limits(library=metadata(max_batch_size=2, context_window_size=2048)) == Limits(2, 2048)
 
 
-def test_a_sliding_window_is_the_context_that_is_kept() -> None:
-    window = metadata(context_window_size=-1, sliding_window_size=10000)
-    assert limits("local", library=window) == Limits(4, 10000)
-    assert limits("interactive", library=window) == Limits(1, 10000)
-    assert limits("server", library=window) == Limits(8, 80000)
-
-
 def test_values_of_the_user_win() -> None:
     assert limits(max_num_sequence=6, max_total_sequence_length=300) == Limits(6, 300)
 
