@@ -1,13 +1,12 @@
 """`mlc bench`: how fast a compiled model runs on this machine."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .options import FILE_OR_FOLDER
+from .options import FILE_OR_FOLDER, threads_option
 from .output import print_columns, print_json, print_table, size
 from .progress import Lines
 
@@ -72,7 +71,7 @@ def read_counts(ctx: click.Context, param: click.Parameter, value: str) -> tuple
     metavar="N",
     help="How often everything is measured.",
 )
-@click.option("--threads", type=click.IntRange(1, 256), metavar="N", help="Default: one for each physical core.")
+@threads_option()
 @click.option(
     "--json", "as_json", is_flag=True, help="Print everything as one JSON object, with the figures of each round."
 )
@@ -95,8 +94,6 @@ def command(
     from ..serve.bench import Workload, bench
     from .models import find_or_compile
 
-    if threads is not None:
-        os.environ["MLC_NUM_THREADS"] = str(threads)
     folder = find_or_compile(model, None, device, "").folder
     progress = Lines(sys.stderr, None)
     report = bench(
@@ -105,6 +102,7 @@ def command(
         None if model_lib is None else str(model_lib),
         Workload(prompt_length, generate, batch_size, depth, rounds),
         progress.stage,
+        threads,
     )
     progress.finish()
     print_json(report.to_dict()) if as_json else print_report(report)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..runtime.errors import UsageError
-from .options import FILE_OR_FOLDER, quantization_option
+from .options import FILE_OR_FOLDER, quantization_option, threads_option
 
 if TYPE_CHECKING:
     from .session import ChatSession
@@ -28,11 +28,12 @@ MAX_INPUT_BYTES = 16 << 20
 @click.option("--json", "as_json", is_flag=True, help="Print the whole response as JSON (with -p or a pipe).")
 @click.option("--model-lib", type=FILE_OR_FOLDER, metavar="FILE", help="Model library, instead of the one of MODEL.")
 @click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="What to run on: auto or cpu.")
+@threads_option()
 @quantization_option(default=" For a MODEL that is compiled first, or chosen by name; default: as mlc compile.")
 @click.option("--overrides", default="", metavar="K=V;K=V", help="Change the model's configuration, as in mlc compile.")
 def command(
     model: str, prompt: str | None, system: str | None, as_json: bool, model_lib: Path | None, device: str,
-    quantization: str | None, overrides: str, **sampling: float | int | None,
+    threads: int | None, quantization: str | None, overrides: str, **sampling: float | int | None,
 ) -> None:  # fmt: skip
     """Chat with MODEL, or answer one prompt.
 
@@ -56,7 +57,7 @@ def command(
         raise UsageError("--json prints one response: give a prompt with -p or on standard input")
     if text is None and not sys.stdout.isatty():
         raise UsageError("a conversation needs a terminal: give a prompt with -p or on standard input")
-    session = open_session(model, quantization, device, model_lib, overrides)
+    session = open_session(model, quantization, device, model_lib, overrides, threads)
     with session.engine:
         session.system, session.settings = system, settings
         if text is None:
@@ -87,7 +88,12 @@ def one_shot_text(prompt: str | None) -> str | None:
 
 
 def open_session(
-    model: str, quantization: str | None, device: str, model_lib: Path | None, overrides: str
+    model: str,
+    quantization: str | None,
+    device: str,
+    model_lib: Path | None,
+    overrides: str,
+    threads: int | None = None,
 ) -> "ChatSession":
     """Load MODEL, compiling it first where it has to be. Raises UsageError, ModelFileError, EngineError."""
     from .models import DEMO_MODEL, find_or_compile
@@ -103,7 +109,7 @@ def open_session(
         device,
         model_lib=None if model_lib is None else str(model_lib),
         mode="interactive",
-        engine_config=EngineConfig(max_total_sequence_length=compiled.context_limit),
+        engine_config=EngineConfig(max_total_sequence_length=compiled.context_limit, num_threads=threads),
     )
     return ChatSession(
         engine, model=compiled.name, device=resolve_device(device), context_size=engine.context_window_size

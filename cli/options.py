@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ..runtime.devices import MAX_THREADS
 from ..runtime.errors import UsageError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -47,6 +48,16 @@ def model_type_option() -> Callable[[Function], Function]:
         metavar="NAME",
         show_default=True,
         help="Architecture, as llama; auto: the config's.",
+    )
+
+
+def threads_option() -> Callable[[Function], Function]:
+    """`--threads`."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(1, MAX_THREADS),
+        metavar="N",
+        help="Threads that run the kernels. Default: one for each physical core.",
     )
 
 

@@ -89,12 +89,17 @@ def cpu_quota() -> float:
     return quota
 
 
-def num_threads() -> int:
+def num_threads(wanted: int | None = None) -> int:
     """How many threads the kernels use: one for each physical core that this process may run on, unless the user says.
 
-    `MLC_NUM_THREADS` is the setting; `TVM_NUM_THREADS` and `OMP_NUM_THREADS` count where it is not set, as with other
-    programs on TVM. Raises UsageError for a value that is no number of threads.
+    `wanted` is what was asked for in the program itself. Else `MLC_NUM_THREADS` is the setting; `TVM_NUM_THREADS` and
+    `OMP_NUM_THREADS` count where it is not set, as with other programs on TVM. Raises UsageError for a value that is
+    no number of threads.
     """
+    if wanted is not None:
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted <= MAX_THREADS:
+            raise UsageError(f"num_threads is {wanted!r:.80}: expected a whole number from 1 to {MAX_THREADS}")
+        return wanted
     for variable in _THREAD_VARIABLES:
         if value := os.environ.get(variable):
             if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= MAX_THREADS):

@@ -59,8 +59,13 @@ class Library:
             _check_model(path, metadata, config)
         library = cls(path, executable, machine, description, metadata)
         library._check_functions()
-        library["set_num_threads"](num_threads())
+        library.set_threads(num_threads())
         return library
+
+    def set_threads(self, count: int) -> None:
+        """How many threads run the kernels from now on. Whoever loads the same file in this process shares them: not
+        while one of them computes."""
+        self["set_num_threads"](count)
 
     def __getitem__(self, name: str) -> Any:
         """A function of the model, or a kernel. Raises ModelFileError if the library has none of that name."""

@@ -50,7 +50,7 @@ ENVIRONMENT = """\
 | `MLC_DOWNLOAD_CACHE_POLICY` | what may be downloaded: `ON`, `READONLY`, `REDO` or `OFF` |
 | `MLC_JIT_POLICY` | what may be compiled on the spot: `ON`, `REDO`, `OFF` or `READONLY` |
 | `MLC_DERIVED_WEIGHTS_POLICY` | keeping weights in a library's layout: `ON`, `READONLY`, `REDO` or `OFF` |
-| `MLC_NUM_THREADS` | threads that run the kernels; default: one for each physical core that the process may use |
+| `MLC_NUM_THREADS` | threads that run the kernels, unless `--threads` says; default: one for each physical core |
 | `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HOME` | as huggingface_hub reads them |
 | `MLC_DEBUG` | as `--debug` |
 | `MLC_NO_HISTORY` | keeps no history of entered lines |

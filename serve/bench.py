@@ -96,11 +96,16 @@ class BenchReport:
         }
 
 
-def bench(folder: Path, device: str, model_lib: str | None, work: Workload, stage: Stage) -> BenchReport:
-    """Load the model in `folder` and measure it. Raises UsageError, ModelFileError, EngineError."""
+def bench(
+    folder: Path, device: str, model_lib: str | None, work: Workload, stage: Stage, threads: int | None = None
+) -> BenchReport:
+    """Load the model in `folder` and measure it on so many `threads`, None for the default.
+
+    Raises UsageError, ModelFileError, EngineError.
+    """
     device = resolve_device(device)
     config = load_chat_config(folder)
-    threads = num_threads()
+    threads = num_threads(threads)
     probe = ReadProbe(threads)  # before all else, so that it is a part of every later peak
     stage("load")
     begin = perf_counter()
@@ -109,6 +114,7 @@ def bench(folder: Path, device: str, model_lib: str | None, work: Workload, stag
     if with_compiler:  # which is no part of loading
         begin = perf_counter()
         library = open_library(folder, config, device, model_lib)
+    library.set_threads(threads)
     check_workload(work, library.metadata)
     model = _load(folder, library, device, work)
     load_seconds = perf_counter() - begin

@@ -17,16 +17,19 @@ _RESERVE = 48 << 20  # for the interpreter, the tokenizer and the like
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What an engine may use; None leaves it to the mode. The names are MLC-LLM's.
+    """What an engine may use; None leaves it to the mode. The names are MLC-LLM's, `num_threads` is ours.
 
     - max_num_sequence: texts whose keys and values are kept at a time, running or for reuse.
     - max_total_sequence_length: tokens of all of them together.
     - gpu_memory_utilization: the part of the device's free memory that may be used, 0 to 1.
+    - num_threads: threads that run the kernels, set when the engine loads; None: as `MLC_NUM_THREADS` says, else one
+      for each physical core. Engines of one library share its threads: the number of the last one that loads counts.
     """
 
     max_num_sequence: int | None = None
     max_total_sequence_length: int | None = None
     gpu_memory_utilization: float = 0.85
+    num_threads: int | None = None
 
 
 @dataclass(frozen=True)

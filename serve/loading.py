@@ -8,7 +8,7 @@ from threading import Thread
 
 from ..runtime.artifact import ChatConfig, load_chat_config
 from ..runtime.derived import start_reading
-from ..runtime.devices import available_memory, resolve_device, return_free_memory
+from ..runtime.devices import available_memory, num_threads, resolve_device, return_free_memory
 from ..runtime.errors import ModelFileError
 from ..runtime.generation import Generator
 from ..runtime.model import LanguageModel, Model
@@ -33,7 +33,7 @@ class LoadedModel:
 
 def load_model(model: str, device: str, model_lib: str | None, mode: Mode, config: EngineConfig) -> LoadedModel:
     """Find, check and load a model. Raises UsageError, ModelFileError, EngineError."""
-    device = resolve_device(device)
+    device, threads = resolve_device(device), num_threads(config.num_threads)
     folder = find_folder(model)
     chat_config = load_chat_config(folder)
     # Packed weights are read while the tokenizer is parsed.
@@ -42,6 +42,7 @@ def load_model(model: str, device: str, model_lib: str | None, mode: Mode, confi
     tokenizer, template = load_text(folder, chat_config)
     Thread(target=return_free_memory, daemon=True).start()
     library = open_library(folder, chat_config, device, model_lib)
+    library.set_threads(threads)
     limits = choose_limits(mode, config, library.metadata, available_memory())
     if limits.note is not None:
         print(limits.note, file=sys.stderr, flush=True)

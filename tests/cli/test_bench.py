@@ -90,10 +90,7 @@ def test_json_is_one_object_with_every_round() -> None:
          "--batch-size 9: the library takes at most 8 sequences"),
     ],
 )  # fmt: skip
-def test_wrong_inputs_get_one_line(
-    mlc: Run, options: tuple[str, ...], line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLC_NUM_THREADS", "1")  # restored afterwards: --threads sets it
+def test_wrong_inputs_get_one_line(mlc: Run, options: tuple[str, ...], line: str) -> None:
     code, out, err = mlc("bench", str(tiny_model.built()), *options)
     assert (code, out) == (2, "")
     assert line in err.splitlines()[-1]

@@ -58,6 +58,12 @@ def test_json_is_the_whole_response(fake_mlc: list[str], model: Path) -> None:
         ([], b"\xff", 2, "standard input is not UTF-8 text (byte 0)"),
         (["-p", "x", "--temperature", "3"], b"", 2, "temperature is 3.0; it must be a number from 0 to 2"),
         (["-p", "x", "--top-p", "-1"], b"", 2, "top_p is -1.0; it must be a number from 0 to 1"),
+        (
+            ["-p", "x", "--threads", "0"],
+            b"",
+            2,
+            "Invalid value for '--threads': 0 is not in the range 1<=x<=256 (see 'mlc chat --help')",
+        ),
         (["-p", "x", "--max-tokens", "0"], b"", 2, "max_tokens is 0; it must be a whole number from 1 to 2147483647"),
         (["-p", "word " * 99], b"", 1, "the prompt has 99 tokens; the context holds 64: shorten the messages"),
     ],
@@ -104,10 +110,11 @@ def test_options_reach_the_engine(
     monkeypatch.setattr(sys, "stdin", None)
     library = tmp_path / "x.so"
     argv = ["chat", str(model), "-p", "hi", "--system", "be brief", "--temperature", "0.5", "--top-p", "0.9",
-            "--seed", "7", "--device", "cpu", "--model-lib", str(library)]  # fmt: skip
+            "--seed", "7", "--device", "cpu", "--model-lib", str(library), "--threads", "3"]  # fmt: skip
     assert run(argv) == 0
     engine = fake_module.FakeEngine.last
     assert (engine.model, engine.device, engine.options["model_lib"]) == (str(model), "cpu", str(library))
+    assert engine.options["engine_config"].num_threads == 3
     request = engine.requests[0]
     assert request["messages"][0] == {"role": "system", "content": "be brief"}
     assert (request["temperature"], request["top_p"], request["seed"]) == (0.5, 0.9, 7)

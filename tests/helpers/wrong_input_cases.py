@@ -667,6 +667,11 @@ SECTIONS: dict[str, list[Case]] = {
             'MLCEngine("compiled", engine_config=EngineConfig(1000))',
             "UsageError: max_num_sequence is 1000: the library takes 1 to 128",
         ),
+        Case(
+            "no threads",
+            'MLCEngine("compiled", engine_config=EngineConfig(num_threads=0))',
+            "UsageError: num_threads is 0: expected a whole number from 1 to 256",
+        ),
         Case("no messages", "create(messages=[])", "RequestError: messages is empty: expected at least one message"),
         Case(
             "an unknown role",

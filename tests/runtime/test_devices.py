@@ -4,6 +4,7 @@ import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -133,6 +134,14 @@ def test_a_number_of_threads_that_is_none_is_refused(value: str, monkeypatch: py
     monkeypatch.setenv("MLC_NUM_THREADS", value)
     with pytest.raises(UsageError, match=r"MLC_NUM_THREADS is .*: expected a whole number from 1 to 256"):
         devices.num_threads()
+    assert devices.num_threads(2) == 2
+
+
+@pytest.mark.parametrize("wanted", [0, -1, 257, True, 1.5, "2"])
+def test_a_number_of_threads_in_a_program_is_checked_too(wanted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLC_NUM_THREADS", "2")
+    with pytest.raises(UsageError, match=r"num_threads is .*: expected a whole number from 1 to 256"):
+        devices.num_threads(wanted)
 
 
 def test_memory_is_what_both_the_machine_and_the_group_have_left(kernel: Path) -> None:

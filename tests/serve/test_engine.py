@@ -11,6 +11,7 @@ import tiny_model
 import mlc_llm
 from mlc_llm import serve
 from mlc_llm.runtime.errors import ModelFileError, UsageError
+from mlc_llm.runtime.library import Library
 from mlc_llm.runtime.tokenizer import Tokenizer
 from mlc_llm.serve import EngineConfig, MLCEngine, loading
 
@@ -83,6 +84,17 @@ def test_modes_and_config_reach_the_model() -> None:
         with MLCEngine(str(tiny_model.built()), "cpu", mode=mode, engine_config=config) as engine:  # type: ignore[arg-type]
             assert engine.context_window_size == context
             assert engine._loaded().generator._model.max_num_sequence == sequences
+
+
+def test_threads_are_those_that_the_program_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLC_NUM_THREADS", "4")
+    set_to: list[int] = []
+    monkeypatch.setattr(Library, "set_threads", lambda library, count: set_to.append(count))
+    for config, threads in ((None, 4), (EngineConfig(num_threads=3), 3)):
+        with MLCEngine(str(tiny_model.built()), engine_config=config):
+            assert set_to[-1] == threads
+    with pytest.raises(UsageError, match="num_threads is 0: expected a whole number from 1 to 256"):
+        MLCEngine("nowhere", engine_config=EngineConfig(num_threads=0))
 
 
 def test_little_memory_shrinks_the_context_with_a_line(
