@@ -2,6 +2,7 @@
 # mypy: ignore-errors
 
 import math
+from collections.abc import Callable
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -31,6 +32,15 @@ def embedding(rows: int, columns: int, storage: Storage) -> tirx.PrimFunc:
             with T.Else(), T.parallel(0, seq) as i:
                 row(i)
     return k.function
+
+
+def _each_row(row: Callable, batch, seq, *, single: bool) -> None:
+    """`row(b, s)` for every row of [batch, seq, ...]; a single one is not worth a parallel loop."""
+    if single:
+        row(0, 0)
+    else:
+        with T.parallel(0, batch * seq) as m:
+            row(T.floordiv(m, seq), T.floormod(m, seq))
 
 
 def rms_norm(columns: int, eps: float, *, single: bool) -> tirx.PrimFunc:
@@ -65,11 +75,7 @@ def rms_norm(columns: int, eps: float, *, single: bool) -> tirx.PrimFunc:
                 T.buffer_store(y, x[b, s, whole + i] * total[0] * weight[whole + i], [b, s, whole + i])
 
         with k.body():
-            if single:
-                row(0, 0)
-            else:
-                with T.parallel(0, batch * seq) as m:
-                    row(T.floordiv(m, seq), T.floormod(m, seq))
+            _each_row(row, batch, seq, single=single)
     return k.function
 
 
@@ -93,11 +99,7 @@ def silu_mul(columns: int, *, single: bool) -> tirx.PrimFunc:
                 activate(b, s, i, columns + i, 1)
 
         with k.body():
-            if single:
-                row(0, 0)
-            else:
-                with T.parallel(0, batch * seq) as m:
-                    row(T.floordiv(m, seq), T.floormod(m, seq))
+            _each_row(row, batch, seq, single=single)
     return k.function
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+from numpy_attention import attention, rope, rotated
 
 from mlc_llm.compiler.kernels.cache_kernels import CacheShape
 from mlc_llm.compiler.kernels.cpu.attention import cache_kernels
 from mlc_llm.compiler.kernels.cpu.vector import VectorUnit
-from mlc_llm.compiler.model.rope import inverse_frequencies, parse_rope
 from mlc_llm.compiler.target.target import CompileTarget
 from mlc_llm.runtime.artifact import KVDtype
 
@@ -31,29 +31,12 @@ class Geometry:
     dtype: KVDtype
     window: int | None = None
 
-    @property
-    def group(self) -> int:
-        return self.heads // self.kv_heads
-
-
-def rope(dim: int) -> Any:
-    return parse_rope({"rope_theta": 1e4, "head_dim": dim, "max_position_embeddings": 8192})
-
 
 def build(kernel: str, geometry: Geometry, unit: VectorUnit) -> Any:
     g = geometry
     cache = CacheShape(LAYERS, g.heads, g.kv_heads, g.dim, rope(g.dim), g.dtype, g.window)
     target = CompileTarget("cpu", {}, "", unit.lanes, unit.registers, unit.converts_float16, ())
     return getattr(cache_kernels(cache, target, 32), kernel)
-
-
-def rotated(x: Array, positions: Array) -> Array:
-    """Rotate `[n, heads, dim]` as transformers' apply_rotary_pos_emb does."""
-    frequencies, factor = inverse_frequencies(rope(x.shape[-1]))
-    angles = (positions[:, None].astype(np.float32) * np.asarray(frequencies, np.float32)).astype(np.float64)
-    cosine, sine = (f(angles)[:, None] * factor for f in (np.cos, np.sin))
-    a, b = np.split(x.astype(np.float64), 2, -1)
-    return np.concatenate([a * cosine - b * sine, b * cosine + a * sine], -1)
 
 
 class Pass:
@@ -114,14 +97,8 @@ class Pass:
         stored, start = self.values(kv, scales)[:, LAYER], 0
         for table, past, new in zip(self.tables, self.past, self.new, strict=True):
             own = slice(start, start + new)
-            # [length, 2, kv_heads, dim] -> each query head's keys and values
             rows = stored[table].transpose(0, 3, 1, 2, 4).reshape(-1, 2, g.kv_heads, g.dim)[: past + new]
-            keys, values = (np.repeat(rows[:, i], g.group, 1) for i in range(2))
-            distance = np.arange(past, past + new)[:, None] - np.arange(past + new)
-            visible = (distance >= 0) & (distance < (g.window or past + new))
-            scores = np.einsum("qhd,khd->hqk", rotated(q[own], self.positions[own]), keys) * g.dim**-0.5
-            weights = np.where(visible, np.exp(scores - np.where(visible, scores, -1e9).max(-1, keepdims=True)), 0)
-            expected = np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), values)
+            expected = attention(rotated(q[own], self.positions[own]), rows[:, 0], rows[:, 1], g.window)
             np.testing.assert_allclose(out[own], expected, atol=4e-6, rtol=4e-6)
             start += new
 

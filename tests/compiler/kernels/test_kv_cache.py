@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
+from numpy_attention import attention, rotated
 from tvm import relax
 from tvm.relax.frontend import nn
 
 from mlc_llm.compiler.kernels.cache_kernels import CacheShape
 from mlc_llm.compiler.kernels.kv_cache import PAGE_SIZE, CacheSpec, PagedKVCache
-from mlc_llm.compiler.model.rope import inverse_frequencies, parse_rope
+from mlc_llm.compiler.model.rope import parse_rope
 from mlc_llm.compiler.target import resolve_target
 from mlc_llm.runtime.artifact import KVCacheMetadata
 from mlc_llm.runtime.errors import UsageError
@@ -60,20 +61,10 @@ def module() -> tvm.IRModule:
 
 
 def definition(qkv: Array, count: int, window: int | None) -> Array:
-    """Causal attention of the last tokens of `[n, fused heads, dim]`, in float64: [count, heads * dim]."""
-    n = qkv.shape[0]
-    angles = np.arange(n, dtype=np.float32)[:, None, None] * inverse_frequencies(ROPE)[0]
-    cosine, sine = np.cos(angles.astype(np.float64)), np.sin(angles.astype(np.float64))
-    a, b = np.split(qkv.astype(np.float64), 2, -1)
-    turned = np.concatenate([a * cosine - b * sine, b * cosine + a * sine], -1)
-    q, k = turned[:, :HEADS], turned[:, HEADS : HEADS + KV_HEADS]
-    k, v = (np.repeat(x, HEADS // KV_HEADS, 1) for x in (k, qkv[:, HEADS + KV_HEADS :].astype(np.float64)))
-    distance = np.arange(n - count, n)[:, None] - np.arange(n)
-    visible = (distance >= 0) & (distance < (window or n))
-    scores = np.where(visible, np.einsum("qhd,khd->hqk", q[n - count :], k) * DIM**-0.5, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    result: Array = np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), v)
-    return result.reshape(count, -1)
+    """Causal attention of the last tokens of `[n, fused heads, dim]`: [count, heads * dim]."""
+    turned = rotated(qkv[:, : HEADS + KV_HEADS], np.arange(len(qkv)), ROPE)
+    q, k, v = turned[len(qkv) - count :, :HEADS], turned[:, HEADS:], qkv[:, HEADS + KV_HEADS :].astype(np.float64)
+    return attention(q, k, v, window).reshape(count, -1)
 
 
 def test_full_and_sliding_layers_over_a_cache_that_grows_forks_and_shrinks() -> None:

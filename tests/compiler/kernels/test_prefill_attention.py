@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tvm
 from compiled_kernels import AARCH64, aarch64_target, compile_kernel, needs_qemu
+from numpy_attention import attention, rope, rotated
 
 from mlc_llm.compiler.kernels.cache_kernels import CacheShape
 from mlc_llm.compiler.kernels.cpu.attention import cache_kernels
 from mlc_llm.compiler.kernels.cpu.attention_dot import attention_dot
-from mlc_llm.compiler.model.rope import inverse_frequencies, parse_rope
 from mlc_llm.compiler.target import CompileTarget, resolve_target
 from mlc_llm.runtime.artifact import KVDtype
 from mlc_llm.runtime.devices import cpu_features
@@ -49,10 +49,6 @@ class Geometry:
 SMALL = Geometry(9, 3, 64, "float16")
 
 
-def rope(dim: int) -> Any:
-    return parse_rope({"rope_theta": 1e4, "head_dim": dim, "max_position_embeddings": 8192})
-
-
 @cache
 def target_of(processor: str) -> CompileTarget:
     return aarch64_target(processor) if processor in AARCH64 else resolve_target(f"cpu:{processor}")
@@ -67,15 +63,6 @@ def kernel(geometry: Geometry, bits: Bits, processor: str) -> Any:
 
 def tolerance(bits: Bits, processor: str) -> float:
     return TOLERANCE[attention_dot(target_of(processor), bits).format]
-
-
-def rotated(x: Array, positions: Array) -> Array:
-    """Rotate `[n, heads, dim]` as transformers' apply_rotary_pos_emb does."""
-    frequencies, factor = inverse_frequencies(rope(x.shape[-1]))
-    angles = (positions[:, None].astype(np.float32) * np.asarray(frequencies, np.float32)).astype(np.float64)
-    cosine, sine = (f(angles)[:, None] * factor for f in (np.cos, np.sin))
-    a, b = np.split(x.astype(np.float64), 2, -1)
-    return np.concatenate([a * cosine - b * sine, b * cosine + a * sine], -1)
 
 
 class Cache:
@@ -111,23 +98,17 @@ class Cache:
         scales = [self.scales] if g.dtype == "int8" else []
         function(tvm.runtime.tensor(qkv), 0, *integers, self.kv, *scales, out)
         q = rotated(qkv[:, : g.heads * g.dim].reshape(len(qkv), g.heads, g.dim), positions)
-        expected = [self._attention(i, q[owners == i], positions[owners == i]) for i in range(len(new))]
+        expected = [attention(q[owners == i], *self._stored(i), g.window) for i in range(len(new))]
         return out.numpy().reshape(len(qkv), g.heads, g.dim), np.concatenate(expected)
 
-    def _attention(self, sequence: int, q: Array, positions: Array) -> Array:
-        """Attention of rotated queries to what is stored."""
+    def _stored(self, sequence: int) -> tuple[Array, Array]:
+        """The keys and values of a sequence, `[length, kv_heads, dim]`."""
         g = self.geometry
         stored = self.kv.numpy()[:, 0].astype(np.float64)
         if g.dtype == "int8":
             stored = stored * self.scales.numpy()[:, 0, ..., None]
         rows = stored[self.tables[sequence]].transpose(0, 3, 1, 2, 4).reshape(-1, 2, g.kv_heads, g.dim)
-        rows = rows[: self.lengths[sequence]]
-        keys, values = (np.repeat(rows[:, i], g.heads // g.kv_heads, 1) for i in range(2))
-        distance = positions[:, None] - np.arange(len(rows))
-        visible = (distance >= 0) & (distance < (g.window or len(rows)))
-        scores = np.where(visible, np.einsum("qhd,khd->hqk", q, keys) * g.dim**-0.5, -np.inf)
-        weights = np.exp(scores - scores.max(-1, keepdims=True, initial=-1e9))
-        return np.asarray(np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), values))
+        return rows[: self.lengths[sequence], 0], rows[: self.lengths[sequence], 1]
 
 
 def expect(found: Array, expected: Array, tolerance: float) -> None:
