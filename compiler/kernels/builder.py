@@ -8,7 +8,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-_PARTS = 96  # of a parallel loop: a multiple of four parts for each of 2, 3, 4, 6, 8, 12 and 24 threads
+_PARTS = 96  # of a parallel loop: as threads.c expects it; a multiple of 2, 3, 4, 6, 8, 12, 16, 24, 32 and 48 threads
 
 
 class Kernel:
