@@ -1,7 +1,6 @@
 """Tokens to text while they arrive."""
 
 import codecs
-from collections.abc import Sequence
 from typing import Protocol
 
 from .token_text import Piece, TextRule
@@ -14,6 +13,8 @@ class TokenSource(Protocol):
     def rule(self) -> TextRule: ...
     @property
     def special_ids(self) -> frozenset[int]: ...
+    @property
+    def texts(self) -> dict[int, str]: ...
     def piece(self, token: int, first: bool) -> Piece | None: ...
 
 
@@ -42,22 +43,27 @@ class StreamingDetokenizer:
         self._strip_character, self._strip_left = tokenizer.rule.strip_start
         self._bytes = _utf8_decoder("replace" if tokenizer.rule.bytes_from == "byte_level" else _EACH_BYTE)
         self._first = True
+        self._texts = tokenizer.texts
+        self._between = False  # whether the next token's text depends on nothing before it
 
-    def put(self, ids: Sequence[int]) -> str:
-        """Take more tokens. Returns the text that is now certain; ids outside the vocabulary add nothing."""
-        parts: list[str] = []
-        for token in ids:
-            if token in self._skipped:
-                continue
-            piece = self._tokenizer.piece(token, self._first)
-            if piece is None:
-                continue
-            self._first = False
-            if isinstance(piece, bytes):
-                parts.append(self._bytes.decode(piece))
-            else:
-                parts += (self._bytes.decode(b"", True), piece)
-        return self._strip("".join(parts))
+    def put(self, token: int) -> str:
+        """Take one more token. Returns the text that is now certain; an id outside the vocabulary adds nothing."""
+        if self._between and (known := self._texts.get(token)) is not None:
+            return known
+        if token in self._skipped:
+            return ""
+        piece = self._tokenizer.piece(token, self._first)
+        if piece is None:
+            return ""
+        self._first = False
+        if isinstance(piece, bytes):
+            text = self._strip(self._bytes.decode(piece))
+        else:
+            text = self._strip(self._bytes.decode(b"", True) + piece)
+        before, self._between = self._between, not self._strip_left and not self._bytes.getstate()[0]
+        if before and self._between and token not in self._tokenizer.special_ids:
+            self._texts[token] = text
+        return text
 
     def finish(self) -> str:
         """The tokens have ended: returns what was held back, U+FFFD for an incomplete character."""

@@ -22,6 +22,7 @@ class Tokenizer:
         backend.no_padding()
         self._backend = backend
         self._pieces: dict[int, Piece] = {}
+        self.texts: dict[int, str] = {}  # of tokens inside a text that are whole characters, filled by detokenizers
         self.special_ids = frozenset(
             token for token, added in backend.get_added_tokens_decoder().items() if added.special
         )
@@ -74,7 +75,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; ids outside the vocabulary add nothing. The same text as when it is streamed."""
         detokenizer = StreamingDetokenizer(self, skip_special_tokens)
-        return detokenizer.put(ids) + detokenizer.finish()
+        return "".join([*map(detokenizer.put, ids), detokenizer.finish()])
 
     def id_of(self, token: str) -> int | None:
         """The id of a token by its string in the vocabulary, as "<|im_end|>"; None if there is no such token."""

@@ -20,7 +20,7 @@ FALLBACK_KINDS = ["sentencepiece", "sentencepiece_without_prefix"]
 
 def stream(tokenizer: Tokenizer, parts: list[list[int]], skip_special_tokens: bool = True) -> list[str]:
     detokenizer = StreamingDetokenizer(tokenizer, skip_special_tokens)
-    return [*(detokenizer.put(part) for part in parts), detokenizer.finish()]
+    return [*("".join(map(detokenizer.put, part)) for part in parts), detokenizer.finish()]
 
 
 def cut(ids: list[int], data: st.DataObject) -> list[list[int]]:
@@ -120,6 +120,21 @@ def test_only_the_first_space_of_a_text_is_dropped(backends: dict[str, tokenizer
     assert space is not None
     assert the is not None
     assert stream(tokenizer, [[space], [space], [the], [the]]) == ["", " ", " the", " the", ""]
+
+
+def test_texts_that_are_remembered_belong_where_they_were_found(backends: dict[str, tokenizers.Tokenizer]) -> None:
+    """What a token says after another one is remembered: not at the start, within a character, or if special."""
+    tokenizer = Tokenizer(backends["sentencepiece"])
+    the = tokenizer.id_of("▁the")
+    assert the is not None
+    first, *_, last = byte_ids(backends["sentencepiece"], "😀")
+    special = min(tokenizer.special_ids)
+    for _ in range(2):
+        assert stream(tokenizer, [[the], [the], [special], [the]], skip_special_tokens=False)[1] == " the"
+        assert stream(tokenizer, [[the], [the], [special], [the]]) == ["the", " the", "", " the", ""]
+        assert stream(tokenizer, [[the], [first], [the], [last]])[1:] == ["", "\ufffd the", "\ufffd", ""]
+    assert tokenizer.texts[the] == " the"
+    assert tokenizer.texts.keys().isdisjoint([first, special])
 
 
 def test_ids_outside_the_vocabulary_add_nothing(byte_level: Tokenizer) -> None:
