@@ -4,11 +4,13 @@
 
 MODEL is a compiled model folder. A step is everything from one token to the next: cache, kernels, choice of the token,
 text, stop strings, event. Kernels are what runs inside of TVM's interface, those of the sampler included. A batch is
-stepped as an engine would step it: one pass of the model for all, then each answer by itself. Medians over the steps.
+stepped as an engine would step it: one pass of the model and one choice of tokens for all, then the text of each
+answer. Medians over the steps.
 
 The kernels of a step push Python's own code and data out of the caches, so that it runs several times slower than by
-itself. "Instant model" is the same without the model: its logits are there at once. The clocks add 0.3 us by
-themselves, and 1 to 2 us in a real step, for each part that is entered.
+itself. "Instant model" is the same without the model: its logits are there at once. A clock adds 0.3 us by itself, and
+1 to 2 us in a real step, whenever a part is entered; so "Python in all" comes from steps in which only the kernels have
+one, and the parts from others.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from mlc_llm.runtime import ffi
 from mlc_llm.runtime.generation import Finish, Generator, _Answer
 from mlc_llm.runtime.model import Logits, Model
 from mlc_llm.runtime.prefix_cache import PrefixCache
-from mlc_llm.runtime.sampler import Sampler
+from mlc_llm.runtime.sampler import BatchSampler, Sampler
 from mlc_llm.runtime.sampling_params import SamplingParams
 from mlc_llm.serve.engine import MLCEngine
 
@@ -92,9 +94,6 @@ class Instant:
 
     def pop(self, sequence: int, count: int) -> None: ...
 
-    def has_room(self, sequence: int, count: int) -> bool:
-        return True
-
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Logits:
         return self.decode([sequence], tokens)[0]
 
@@ -105,32 +104,35 @@ class Instant:
 
 
 def report(title: str, steps: list[dict[str, float]]) -> None:
-    """Medians in microseconds."""
-    names = sorted({name for step in steps for name in step}, key=lambda name: (name == "rest", name != "kernels"))
-    print(f"{title}: {median(sum(step.values()) for step in steps) * 1e6:.0f} us a step")
-    for name in names:
+    """Medians in microseconds: in all, or of the parts where these have clocks."""
+    names = {name for step in steps for name in step}
+    if names == {"kernels", "rest"}:
+        kernels, python = (median(step[name] for step in steps) * 1e6 for name in ("kernels", "rest"))
+        print(f"{title}: kernels {kernels:.0f} us, Python in all {python:.0f} us")
+        return
+    print(f"{title}, by parts")
+    for name in sorted(names - {"kernels"}, key=lambda name: name == "rest"):
         print(f"  {name:24}{median(step.get(name, 0) for step in steps) * 1e6:8.1f} us")
-    python = median(sum(value for name, value in step.items() if name != "kernels") for step in steps)
-    print(f"  {'Python in all':24}{python * 1e6:8.1f} us")
 
 
 def one_at_a_time(title: str, clocks: Clocks, generator: Generator, prompt: list[int], params: SamplingParams) -> None:
     """The steps of one answer, as `MLCEngine` and `mlc chat` take them."""
     events = generator.generate(prompt, params, stop_strings=STOP)
     steps = []
-    event = None
-    while not isinstance(event, Finish):
+    while True:
         with clocks.step() as parts:
             event = next(events)
-        if clocks.calls["sampler"] == 1:  # an event may take several tokens: parts of a character have no text
-            steps.append(parts)
-    report(title, steps[8:])
+        if isinstance(event, Finish):
+            break
+        steps.append((clocks.calls["kernels"], parts))
+    single = min(calls for calls, _ in steps)  # an event may take several tokens: parts of a character have no text
+    report(title, [parts for calls, parts in steps[8:] if calls == single])
 
 
 def together(clocks: Clocks, generator: Generator, size: int, prompt: list[int], params: SamplingParams) -> None:
     """The steps of several answers at once."""
     model, tokenizer = generator._model, generator._tokenizer
-    samplers = [Sampler(params, model.vocab_size, model.sampling, prompt) for _ in range(size)]
+    sampler = BatchSampler([Sampler(params, model.vocab_size, model.sampling, prompt) for _ in range(size)])
     answers = [_Answer(tokenizer, False, STOP) for _ in range(size)]
     sequences = [model.add_sequence() for _ in range(size)]
     tokens = [int(model.prefill(sequence, prompt).argmax()) for sequence in sequences]
@@ -138,10 +140,10 @@ def together(clocks: Clocks, generator: Generator, size: int, prompt: list[int],
     for _ in range(params.max_tokens or 0):
         with clocks.step() as parts:
             logits = model.decode(sequences, tokens)
-            for i in range(size):
-                sampled = samplers[i].sample(logits[i])
-                answers[i].take(sampled)
-                tokens[i] = sampled.token
+            sampled = sampler.sample(logits)
+            for answer, one in zip(answers, sampled, strict=True):
+                answer.take(one)
+            tokens = [one.token for one in sampled]
         steps.append(parts)
     report(f"batch {size}", steps[8:])
     for sequence in sequences:
@@ -166,18 +168,24 @@ def main() -> None:
     loaded = engine._loaded()
     prompt = loaded.tokenizer.encode(PROMPT)
     clocks = Clocks()
+
+    def measure() -> None:
+        for size in arguments.batch_size:
+            if size == 1:
+                instant = Generator(Instant(loaded.generator._model), loaded.tokenizer)  # type: ignore[arg-type]
+                one_at_a_time("instant model, batch 1", clocks, instant, prompt, params)
+                one_at_a_time("batch 1", clocks, loaded.generator, prompt, params)
+            else:
+                together(clocks, loaded.generator, size, prompt, params)
+
     clocks.watch(ffi._lib, "call", "kernels")
+    measure()
     clocks.watch(PrefixCache, "advance", "prefix cache")
     clocks.watch(Model, "decode", "model")
     clocks.watch(Sampler, "sample", "sampler")
+    clocks.watch(BatchSampler, "sample", "sampler")
     clocks.watch(_Answer, "take", "text and stop strings")
-    for size in arguments.batch_size:
-        if size == 1:
-            instant = Generator(Instant(loaded.generator._model), loaded.tokenizer)  # type: ignore[arg-type]
-            one_at_a_time("instant model, batch 1", clocks, instant, prompt, params)
-            one_at_a_time("batch 1", clocks, loaded.generator, prompt, params)
-        else:
-            together(clocks, loaded.generator, size, prompt, params)
+    measure()
 
 
 if __name__ == "__main__":

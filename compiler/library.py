@@ -101,7 +101,7 @@ def _metadata(config: ChatConfig, model_config: Any, cache: CacheShape, target: 
             page_size=PAGE_SIZE,
         ),
         params=params,
-        interface="3",
+        interface="4",
         package_version=__version__,
         tvm_version=tvm.__version__,
         device=target.device,

@@ -191,7 +191,7 @@ class LibraryMetadata(Record):
     params: list[ParamMetadata]
     memory_usage: dict[str, int] = {}
     # Ours:
-    interface: Literal["3"]  # how functions are called: 3 is a KV cache of the runtime, [pages, layers, ...]
+    interface: Literal["4"]  # how functions are called: 4 takes token ids and a KV cache that the runtime owns
     package_version: str
     tvm_version: str
     device: str  # the --device name, as "cpu"

@@ -70,6 +70,7 @@ class _DLManagedTensor(ctypes.Structure):
 
 
 _Result = ctypes.c_int64 * 2  # a TVMFFIAny
+_Words = ctypes.c_uint64 * 6  # a _DLTensor
 _Handle = ctypes.c_void_p
 
 
@@ -255,8 +256,7 @@ class Tensor(Object):
     __slots__ = ("memory",)
 
     def __init__(self, handle: int, memory: Any = None) -> None:
-        super().__init__(handle)
-        self.memory = memory
+        self.handle, self.type_index, self.memory = handle, _TENSOR, memory
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -271,7 +271,8 @@ class Tensor(Object):
     @property
     def address(self) -> int:
         """Where its first element is."""
-        return int(self._form.data or 0) + int(self._form.byte_offset)
+        words = _Words.from_address(self.handle + _HEADER_BYTES)
+        return int(words[0] + words[5])  # of a _DLTensor: data and byte_offset
 
     @property
     def nbytes(self) -> int:
@@ -312,38 +313,25 @@ class Tensor(Object):
         return _DLTensor.from_address(self.handle + _HEADER_BYTES)
 
 
-class Reshape:
-    """Views of one shape and type: `tensor.view` for what every step of a model does."""
-
-    def __init__(self, sizes: Sequence[int], dtype: str) -> None:
-        self._form = _form(0, dtype, sizes)
-
-    def __call__(self, source: Tensor) -> Tensor:
-        """The memory of `source` in that shape."""
-        self._form.data = source.address
-        handle = _Handle()
-        _check(_lib.create_view(source.handle, ctypes.byref(self._form), ctypes.byref(handle)))
-        return Tensor(handle.value or 0, source.memory)
-
-
 class Lent(Object):
-    """A vector of Python's memory for the time of a call, made once and lent again and again: a tenth of the time that
-    a `Tensor` takes. Kernels take it like one; TVM keeps nothing of it."""
+    """Python's memory for the time of a call, made once and lent again and again: a tenth of the time that a `Tensor`
+    takes. Kernels take it like one; TVM keeps nothing of it."""
 
-    __slots__ = ("_extent", "_form", "_stride")
+    __slots__ = ("_extents", "form")
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, dtype: str, rank: int = 1) -> None:
         code, bits, _ = _TYPES[dtype]
-        self._extent, self._stride = (ctypes.c_int64 * 1)(0), (ctypes.c_int64 * 1)(1)
-        self._form = _DLTensor(0, _CPU, 0, 1, code, bits, 1, self._extent, self._stride)
-        self.handle, self.type_index = ctypes.addressof(self._form), _DLTENSOR
+        self._extents = (ctypes.c_int64 * rank)()
+        self.form = _DLTensor(0, _CPU, 0, rank, code, bits, 1, self._extents, None)  # no strides: contiguous
+        self.handle, self.type_index = ctypes.addressof(self.form), _DLTENSOR
 
     def __del__(self, release: Any = None) -> None:
         """There is no reference to give back."""
 
-    def point(self, address: int, count: int) -> None:
-        """Stand for the `count` elements at `address`, which the caller keeps alive."""
-        self._form.data, self._extent[0] = address, count
+    def point(self, address: int, *sizes: int) -> None:
+        """Stand for the elements at `address`, which the caller keeps alive."""
+        self.form.data = address
+        self._extents[:] = [*sizes]
 
 
 _CLASSES: dict[int, type[Object]] = {_FUNCTION: Function, _MODULE: Module, _ARRAY: Array, _TENSOR: Tensor}

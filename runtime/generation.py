@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from .detokenizer import StreamingDetokenizer, TokenSource
 from .errors import RequestError
@@ -37,8 +37,7 @@ class TokenLogprob(RankedToken):
     top: tuple[RankedToken, ...] = ()
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(NamedTuple):
     """More of the answer. `logprobs` are those of the tokens that `text` is made of, where they were asked for."""
 
     text: str
@@ -116,6 +115,7 @@ class Generator:
     def _events(
         self, tokens: list[int], sampler: Sampler, stops: frozenset[int], answer: "_Answer", limit: int
     ) -> Iterator[Event]:
+        cut = self.vocab_size < self._model.vocab_size  # models pad their vocabulary
         prompt_tokens, seconds = len(tokens), [0.0, 0.0]
         count, ended = 0, False
         lease = Lease()
@@ -123,7 +123,7 @@ class Generator:
             while not ended and count < limit:
                 start = perf_counter()
                 logits = self._cache.advance(lease, tokens)
-                sampled = sampler.sample(logits[: self.vocab_size])
+                sampled = sampler.sample(logits[: self.vocab_size] if cut else logits)
                 count += 1
                 seconds[count > 1] += perf_counter() - start
                 ended = sampled.token in stops
@@ -160,9 +160,11 @@ class _Answer:
 
     def take(self, sampled: Sampled) -> Delta:
         """One more token. Returns what may be shown now."""
-        if self._logprobs:
-            self._pending.append((self._decoded, self._ranked(sampled)))
-        return self._release(self._detokenizer.put([sampled.token]))
+        text = self._detokenizer.put(sampled.token)
+        if not self._logprobs:
+            return Delta(self._stops.put(text)[0])
+        self._pending.append((self._decoded, self._ranked(sampled)))
+        return self._release(text)
 
     def finish(self) -> Delta:
         """The tokens have ended. Returns what was held back; nothing after a stop string."""

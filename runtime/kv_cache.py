@@ -16,13 +16,19 @@ from .tvm_runtime import Arena, nbytes_of
 _MAX_SLOTS = 1 << 31  # slots are numbered with 32 bits
 
 
+class CacheFullError(EngineError):
+    """There are not as many free pages as new tokens need; removing sequences helps."""
+
+
 class _Sequence:
     """The tokens of a sequence, and the pages that hold them, as many as they take."""
 
-    __slots__ = ("length", "pages")
+    __slots__ = ("length", "next_slot", "pages", "room")
 
     def __init__(self, length: int, pages: list[int]) -> None:
         self.length, self.pages = length, pages
+        # `room` more tokens can be stored from `next_slot` on: as far as is known without a look at the pages
+        self.room = self.next_slot = 0
 
 
 class KVCache:
@@ -44,7 +50,7 @@ class KVCache:
         self._free: list[int] = []
         rows = max(max_new_tokens, max_num_sequence)
         tables = [(rows,), (rows,), (max_num_sequence + 1,), (max_num_sequence + 1,),
-                  (max_num_sequence * self._num_pages,), (max_num_sequence,)]  # fmt: skip
+                  (max_num_sequence * self._num_pages,), (max_num_sequence,), (max_num_sequence + 1,)]  # fmt: skip
         rows_of_kv = (self._num_pages, layout.num_hidden_layers, 2, layout.num_key_value_heads, layout.page_size)
         arrays: list[tuple[tuple[int, ...], str]] = [(shape, "int32") for shape in tables]
         arrays.append(((*rows_of_kv, layout.head_dim), layout.dtype))
@@ -58,12 +64,12 @@ class KVCache:
             raise EngineError(f"a KV cache of {max_total_sequence_length} tokens failed: {error}") from None
         self._owners: list[int] = []  # how many sequences hold a page, of those that were ever used
         made = [arena.tensor(shape, dtype) for shape, dtype in arrays]
-        self._tables, self._stored = made[:6], made[6:]
+        self._tables, self._each, self._stored = made[:6], made[6], made[7:]
         numbers = [table.bytes().cast("i") for table in self._tables]
         self._positions, self._slots, self._query_starts, self._page_starts, self._pages, self._lengths = numbers
         self._query_starts[0] = self._page_starts[0] = 0
+        self._each.bytes().cast("i")[:] = array("i", range(max_num_sequence + 1))
         self._bytes = [stored.bytes() for stored in self._stored]
-        self._arguments: dict[int, Any] = {}
         self._table_of: list[int] = []  # the sequences whose pages `_pages` lists
 
     def length(self, sequence: int) -> int:
@@ -83,6 +89,7 @@ class KVCache:
         source = self._get(parent)
         if not 0 <= position <= source.length:
             raise EngineError(f"sequence {parent} has {source.length} tokens; it cannot be forked at {position}")
+        source.room = 0  # its last page may be shared now
         pages = source.pages[: -(-position // self.page_size)]
         sequence = self._add(_Sequence(position, pages))
         for page in pages:
@@ -101,6 +108,7 @@ class KVCache:
         if not 0 <= count <= entry.length:
             raise EngineError(f"sequence {sequence} has {entry.length} tokens; {count} cannot be taken back")
         entry.length -= count
+        entry.room = 0
         self._drop(entry, -(-entry.length // self.page_size))
         self._table_of = []
 
@@ -108,32 +116,65 @@ class KVCache:
         """Append `counts[i]` tokens to `sequences[i]`, which the forward pass that gets the result will store.
 
         Returns the tensors of the cache, as the library's functions take them; they are valid until the next call.
-        Raises EngineError when the pages do not suffice.
+        Raises CacheFullError when the pages do not suffice.
         """
         self.require_room(sequences, counts)
         start = 0
         for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
             entry = self._sequences[sequence]
-            before = entry.length
-            entry.length = after = before + count
-            self._make_writable(entry, before)
-            if count == 1:
-                self._positions[start] = before
-                self._slots[start] = entry.pages[-1] * self.page_size + before % self.page_size
-            else:
-                self._positions[start : start + count] = array("i", range(before, after))
-                self._slots[start : start + count] = self._slots_of(entry, before)
+            before, after = entry.length, entry.length + count
+            self._make_writable(entry, count)
+            entry.length, entry.room = after, 0
+            self._positions[start : start + count] = array("i", range(before, after))
+            self._slots[start : start + count] = self._slots_of(entry, before)
             start += count
             self._query_starts[row + 1] = start
             self._lengths[row] = after
-        self._list_pages(sequences)
-        return self._tensors(start, len(sequences))
+        if self._table_of != sequences:
+            self._list_pages(sequences)
+        rows = len(sequences)
+        sizes = (start, start, rows + 1, rows + 1, self._page_starts[rows], rows)
+        return ffi.array([*map(_first, self._tables, sizes), *self._stored])
+
+    def begin_decode(self, sequences: Sequence[int]) -> None:
+        """Append one token to each of `sequences`, which differ; the forward pass takes `decode_tensors`.
+
+        The same as `begin_forward`, for every step of every answer: within a page there is little to do. Raises
+        CacheFullError when the pages do not suffice.
+        """
+        known = self._sequences
+        try:
+            entries = [known[sequence] for sequence in sequences]
+        except KeyError as error:
+            raise EngineError(f"sequence {error} is not in the KV cache") from None
+        for entry in entries:
+            if not entry.room:
+                self._open(sequences, entries)
+                break
+        positions, slots, lengths = self._positions, self._slots, self._lengths
+        for row, entry in enumerate(entries):
+            positions[row] = entry.length
+            slots[row] = entry.next_slot
+            entry.length += 1
+            lengths[row] = entry.length
+            entry.next_slot += 1
+            entry.room -= 1
+        if self._table_of != sequences:
+            self._list_pages(sequences)
+
+    def decode_tensors(self, count: int) -> Any:
+        """The tensors of the cache for passes that `begin_decode` begins with `count` sequences: always the same."""
+        positions, slots, _, page_starts, pages, lengths = self._tables
+        # decoding goes on from page to page, so it gets the whole table
+        tables = [_first(positions, count), _first(slots, count), _first(self._each, count + 1),
+                  _first(page_starts, count + 1), pages, _first(lengths, count)]  # fmt: skip
+        return ffi.array([*tables, *self._stored])
 
     def require_room(self, sequences: Sequence[int], counts: Sequence[int]) -> None:
-        """Raise EngineError unless every `sequences[i]` can take `counts[i]` more tokens."""
+        """Raise CacheFullError unless every `sequences[i]` can take `counts[i]` more tokens."""
         needed, free = sum(map(self.pages_needed, sequences, counts)), self._free_pages()
         if needed > free:
-            raise EngineError(
+            raise CacheFullError(
                 f"the KV cache is full: {free * self.page_size} tokens are free, {needed * self.page_size} are needed"
             )
 
@@ -181,10 +222,20 @@ class KVCache:
         self._owners[page] = 1
         return page
 
-    def _make_writable(self, entry: _Sequence, start: int) -> None:
-        """Give a sequence pages of its own for its tokens from `start` on."""
-        index = start // self.page_size
-        if index < len(entry.pages) and entry.length > start and self._owners[entry.pages[index]] > 1:
+    def _open(self, sequences: Sequence[int], entries: Sequence[_Sequence]) -> None:
+        """Find out where the next tokens are stored, and how many fit behind them."""
+        self.require_room(sequences, [1] * len(sequences))
+        for entry in entries:
+            if not entry.room:
+                self._make_writable(entry, 1)
+                offset = entry.length % self.page_size
+                entry.next_slot = entry.pages[-1] * self.page_size + offset
+                entry.room = self.page_size - offset
+
+    def _make_writable(self, entry: _Sequence, count: int) -> None:
+        """Give a sequence pages of its own for `count` more tokens."""
+        index, end = entry.length // self.page_size, entry.length + count
+        if index < len(entry.pages) and count and self._owners[entry.pages[index]] > 1:
             old, new = entry.pages[index], self._take_page()
             for memory in self._bytes:
                 size = memory.nbytes // self._num_pages
@@ -192,7 +243,7 @@ class KVCache:
             self._owners[old] -= 1
             entry.pages[index] = new
             self._table_of = []
-        missing = -(-entry.length // self.page_size) - len(entry.pages)
+        missing = -(-end // self.page_size) - len(entry.pages)
         if missing > 0:
             entry.pages.extend(self._take_page() for _ in range(missing))
             self._table_of = []
@@ -206,9 +257,7 @@ class KVCache:
         del entry.pages[keep:]
 
     def _list_pages(self, sequences: Sequence[int]) -> None:
-        """Write the pages of `sequences` to the table, unless they are there."""
-        if self._table_of == sequences:
-            return
+        """Write the pages of `sequences` to the table."""
         start = 0
         for row, sequence in enumerate(sequences):
             entry = self._sequences[sequence]
@@ -217,15 +266,7 @@ class KVCache:
             self._page_starts[row + 1] = start = end
         self._table_of = list(sequences)
 
-    def _tensors(self, tokens: int, sequences: int) -> Any:
-        """The tensors of a pass over so many tokens and sequences; those of decoding are kept."""
-        if tokens == sequences and tokens in self._arguments:
-            return self._arguments[tokens]
-        # decoding goes on from page to page with the same tensors, so it gets the whole table
-        pages = len(self._pages) if tokens == sequences else self._page_starts[sequences]
-        counts = (tokens, tokens, sequences + 1, sequences + 1, pages, sequences)
-        tables = [table.view((count,)) for table, count in zip(self._tables, counts, strict=True)]
-        arguments = ffi.array([*tables, *self._stored])
-        if tokens == sequences:
-            self._arguments[tokens] = arguments
-        return arguments
+
+def _first(table: ffi.Tensor, count: int) -> ffi.Tensor:
+    """The beginning of a table."""
+    return table.view((count,))

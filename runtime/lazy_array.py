@@ -15,11 +15,21 @@ if TYPE_CHECKING:
 class LazyArray:
     """Float32 numbers [size], or [rows, size], in memory that `owner` keeps alive; a row is contiguous."""
 
-    __slots__ = ("_stride", "address", "owner", "shape")
+    __slots__ = ("address", "owner", "shape", "stride")
 
     def __init__(self, address: int, shape: tuple[int, ...], owner: Any, stride: int = 0) -> None:
         """Rows begin `stride` numbers after one another."""
-        self.address, self.shape, self.owner, self._stride = address, shape, owner, stride
+        self.address, self.shape, self.owner, self.stride = address, shape, owner, stride or shape[-1]
+
+    @classmethod
+    def over(cls, array: "npt.NDArray[np.float32] | LazyArray") -> "LazyArray":
+        """The numbers of a numpy array, or of a copy where they do not lie together."""
+        if isinstance(array, cls):
+            return array
+        import numpy as np
+
+        array = np.ascontiguousarray(array, np.float32)
+        return cls(array.__array_interface__["data"][0], array.shape, array)
 
     @property
     def size(self) -> int:
@@ -32,7 +42,7 @@ class LazyArray:
     def __getitem__(self, index: Any) -> Any:
         """A row, or the first numbers of the only one, as they are; anything else as numpy has it."""
         if len(self.shape) == 2 and type(index) is int and 0 <= index < self.shape[0]:
-            return LazyArray(self.address + 4 * self._stride * index, self.shape[1:], self.owner)
+            return LazyArray(self.address + 4 * self.stride * index, self.shape[1:], self.owner)
         if len(self.shape) == 1 and type(index) is slice and index.start is None and index.step is None:
             count = self.shape[0] if index.stop is None else index.stop
             if 0 <= count <= self.shape[0]:
@@ -43,11 +53,11 @@ class LazyArray:
         """A numpy array over the same memory."""
         import numpy as np
 
-        rows, width = (1, self.shape[0]) if len(self.shape) == 1 else (self.shape[0], self._stride)
-        exposed: Any = (ctypes.c_float * (width * (rows - 1) + self.shape[-1])).from_address(self.address)
+        rows = 1 if len(self.shape) == 1 else self.shape[0]
+        exposed: Any = (ctypes.c_float * (self.stride * (rows - 1) + self.shape[-1])).from_address(self.address)
         exposed.owner = self.owner
         flat = np.frombuffer(exposed, np.float32)
-        strides = (4 * width, 4)[-len(self.shape) :]
+        strides = (4 * self.stride, 4)[-len(self.shape) :]
         return np.lib.stride_tricks.as_strided(flat, self.shape, strides)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> "npt.NDArray[Any]":

@@ -15,7 +15,6 @@ from .record import RecordError
 from .tvm_runtime import load_runtime, one_line, tvm_version
 
 FUNCTIONS = (
-    "embed",
     "prefill",
     "decode",
     "batch_prefill",

@@ -2,7 +2,6 @@
 
 from array import array
 from collections.abc import Callable, Sequence
-from functools import cache as cache_calls
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -10,7 +9,7 @@ from .artifact import LibraryMetadata, load_chat_config
 from .derived import Reading
 from .devices import resolve_device
 from .errors import EngineError, RequestError
-from .ffi import Reshape, Tensor
+from .ffi import Tensor
 from .kv_cache import KVCache
 from .lazy_array import LazyArray
 from .library import Library
@@ -40,7 +39,6 @@ class LanguageModel(Protocol):
     def fork_sequence(self, parent: int, position: int) -> int: ...
     def remove_sequence(self, sequence: int) -> None: ...
     def pop(self, sequence: int, count: int) -> None: ...
-    def has_room(self, sequence: int, count: int) -> bool: ...
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Logits: ...
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits: ...
 
@@ -54,18 +52,16 @@ class Model:
         self.context_window = context_window
         self.vocab_size = min(metadata.active_vocab_size, metadata.vocab_size)
         self.max_num_sequence = cache.max_num_sequence
-        self.sampling: SamplingKernels = LibrarySampling(library, metadata.vocab_size)
+        self.sampling: SamplingKernels = LibrarySampling(library, metadata.vocab_size, cache.max_num_sequence)
         self._library = library
         self._params = params
         self._cache = cache
-        self._functions = {name: library[name] for name in ("embed", "prefill", "decode", "batch_decode")}
+        self._functions = {name: library[name] for name in ("prefill", "decode", "batch_decode")}
         self._chunk = metadata.prefill_chunk_size
         room = max(self._chunk, cache.max_num_sequence)
         self._tokens = Arena(4 * room + ALIGNMENT).tensor((room,), "int32")
         self._token_buffer = self._tokens.bytes().cast("i")
-        hidden: Tensor = self._functions["embed"](self._tokens.view((1,)), params)
-        self._hidden_size, self._hidden_dtype = hidden.shape[-1], hidden.dtype
-        self._decoding = cache_calls(lambda count: self._embedding((count, 1)))
+        self._decoders: dict[int, Callable[[], Tensor]] = {}  # by the number of sequences
 
     @classmethod
     def load(
@@ -119,26 +115,34 @@ class Model:
         """Tokens for which the cache has room, if one sequence took them all."""
         return self._cache.available_tokens()
 
-    def has_room(self, sequence: int, count: int) -> bool:
-        """Whether a sequence can take `count` more tokens now."""
-        return self._cache.pages_needed(sequence, count) * self._cache.page_size <= self.available_tokens()
-
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Logits:
         """Append tokens to a sequence. Returns the logits after the last one, [vocab]."""
         self._check_tokens(tokens)
         self._cache.require_room([sequence], [len(tokens)])  # for all of them, before the first is computed
         for start in range(0, len(tokens), self._chunk):
-            logits = self._forward("prefill", [sequence], tokens[start : start + self._chunk])
+            logits = self._forward("prefill", sequence, tokens[start : start + self._chunk])
         return LazyArray(logits.address, (self.vocab_size,), logits)
 
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits:
-        """Append one token to each of some sequences. Returns the logits after them, [batch, vocab]."""
+        """Append one token to each of some sequences. Returns the logits after them, [batch, vocab].
+
+        Raises CacheFullError, before anything changes, when the cache has no room for them.
+        """
         self._check_tokens(tokens)
-        if len(sequences) != len(tokens) or len(set(sequences)) != len(sequences):
-            raise EngineError(f"{len(tokens)} tokens for {len(set(sequences))} sequences: each takes one")
-        logits = self._forward("decode" if len(tokens) == 1 else "batch_decode", list(sequences), tokens)
-        rows, _, width = logits.shape
-        return LazyArray(logits.address, (rows, self.vocab_size), logits, width)
+        count = len(tokens)
+        if len(sequences) != count or (count > 1 and len(set(sequences)) != count):
+            raise EngineError(f"{count} tokens for {len(set(sequences))} sequences: each takes one")
+        decode = self._decoders.get(count) or self._decoder(count)
+        self._cache.begin_decode(sequences)
+        ids = self._token_buffer
+        for row, token in enumerate(tokens):
+            ids[row] = token
+        try:
+            logits = decode()
+        except BaseException as error:
+            self._give_up("decode", sequences, error)
+            raise
+        return LazyArray(logits.address, (count, self.vocab_size), logits, self.metadata.vocab_size)
 
     def logits_of(self, sequence: int, tokens: Sequence[int]) -> "npt.NDArray[np.float32]":
         """Append tokens to a sequence. Returns the logits after each of them, [len(tokens), vocab]."""
@@ -149,34 +153,35 @@ class Model:
         self._functions.setdefault("batch_verify", self._library["batch_verify"])
         parts = []
         for start in range(0, len(tokens), self._chunk):
-            logits = self._forward("batch_verify", [sequence], tokens[start : start + self._chunk])
+            logits = self._forward("batch_verify", sequence, tokens[start : start + self._chunk])
             parts.append(logits.numpy()[0, :, : self.vocab_size])
         return np.concatenate(parts)
 
-    def _forward(self, name: str, sequences: list[int], tokens: Sequence[int]) -> Tensor:
-        """One pass of the library's function `name`: one token for each sequence, or several for the only one.
-
-        A pass that fails leaves its sequences half written, so they are removed.
-        """
+    def _forward(self, name: str, sequence: int, tokens: Sequence[int]) -> Tensor:
+        """One pass of the library's function `name` over new tokens of a sequence."""
         count = len(tokens)
         self._token_buffer[:count] = array("i", tokens)
-        state = self._cache.begin_forward(sequences, [count // len(sequences)] * len(sequences))
+        state = self._cache.begin_forward([sequence], [count])
         try:
-            embed, shaped = self._decoding(count) if "decode" in name else self._embedding((1, count))
-            logits: Tensor = self._functions[name](shaped(embed()), state, self._params)
+            logits: Tensor = self._functions[name](self._tokens.view((count,)), state, self._params)
             return logits
         except BaseException as error:
-            for sequence in sequences:
-                self._cache.remove(sequence)
-            if isinstance(error, Exception):
-                raise EngineError(f"the model's function {name!r} failed: {one_line(error)}") from None
+            self._give_up(name, [sequence], error)
             raise
 
-    def _embedding(self, shape: tuple[int, int]) -> tuple[Callable[[], Tensor], Reshape]:
-        """What looks up the tokens at the start of the buffer, and what gives the result the shape [*shape, hidden]."""
-        ids = self._tokens.view((shape[0] * shape[1],))
-        embed: Callable[[], Tensor] = self._functions["embed"].prepared(ids, self._params)
-        return embed, Reshape((*shape, self._hidden_size), self._hidden_dtype)
+    def _decoder(self, count: int) -> Callable[[], Tensor]:
+        """The pass that takes the first `count` numbers of the token buffer for those of as many sequences."""
+        name = "decode" if count == 1 else "batch_decode"
+        arguments = self._tokens.view((count,)), self._cache.decode_tensors(count), self._params
+        self._decoders[count] = self._functions[name].prepared(*arguments)
+        return self._decoders[count]
+
+    def _give_up(self, name: str, sequences: Sequence[int], error: BaseException) -> None:
+        """Remove the sequences of a pass that failed, half written as they are. Raises EngineError for an Exception."""
+        for sequence in sequences:
+            self._cache.remove(sequence)
+        if isinstance(error, Exception):
+            raise EngineError(f"the model's function {name!r} failed: {one_line(error)}") from None
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         """The embedding kernel reads whatever lies at a token's row, so the range is checked here."""

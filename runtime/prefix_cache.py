@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from .errors import EngineError
+from .kv_cache import CacheFullError
 from .model import LanguageModel, Logits
 
 # What is shared in part only is copied; below a page of the KV cache that would be all.
@@ -73,14 +74,19 @@ class PrefixCache:
                 lease.entry = None
 
     def _compute(self, entry: _Entry, tokens: Sequence[int]) -> Logits:
-        while not self._model.has_room(entry.sequence, len(tokens)) and len(self._entries) > 1:
-            self._remove(self._least_useful(entry))
-        if len(tokens) == 1 and entry.tokens:
-            logits: Logits = self._model.decode([entry.sequence], tokens)[0]
-        else:
-            logits = self._model.prefill(entry.sequence, tokens)
-        entry.tokens.extend(tokens)
-        return logits
+        while True:
+            try:
+                if len(tokens) == 1 and entry.tokens:
+                    logits: Logits = self._model.decode([entry.sequence], tokens)[0]
+                else:
+                    logits = self._model.prefill(entry.sequence, tokens)
+            except CacheFullError:
+                if len(self._entries) == 1:
+                    raise
+                self._remove(self._least_useful(entry))
+            else:
+                entry.tokens.extend(tokens)
+                return logits
 
     def _find(self, tokens: Sequence[int]) -> _Entry:
         """A sequence that holds a prefix of `tokens` and is nobody's; at least one token is left to compute."""

@@ -1,10 +1,10 @@
 """Choosing the next token of one request from the model's logits."""
 
+import itertools
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import EngineError
 from .lazy_array import LazyArray
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 _GREEDY_TEMPERATURE = 1e-5  # at or below, the softmax has all its weight on the largest logit
 _FORBIDDEN_BIAS = -100.0
+_NUMBERS_AT_ONCE = 16
 
 
-@dataclass(frozen=True)
-class Sampled:
+class Sampled(NamedTuple):
     """A chosen token. With `logprobs`, its log-probability and `top_logprobs` pairs of token and log-probability."""
 
     token: int
     logprob: float | None = None
-    top: list[tuple[int, float]] = field(default_factory=list)
+    top: Sequence[tuple[int, float]] = ()
 
 
 class Sampler:
@@ -59,58 +59,53 @@ class Sampler:
         """
         params.validate(vocab_size)
         self._params = params
-        self._vocab_size = vocab_size
-        self._greedy = params.temperature <= _GREEDY_TEMPERATURE or params.top_p == 0 or params.top_k == 1
-        self._seed = (int.from_bytes(os.urandom(8), "little") if params.seed is None else int(params.seed)) % 2**64
-        self._step = 0
-        self._kernels = kernels
+        self.vocab_size, self.kernels = vocab_size, kernels
+        greedy = params.temperature <= _GREEDY_TEMPERATURE or params.top_p == 0 or params.top_k == 1
         top_k = params.top_k if params.top_k < vocab_size else 0
-        self._cuts = Cuts() if self._greedy else Cuts(params.temperature, top_k, params.top_p, params.min_p)
-        self._round_keys = round_keys(self._seed)
+        self.cuts = Cuts() if greedy else Cuts(params.temperature, top_k, params.top_p, params.min_p)
+        self._draws = kernels.draws([self.cuts])
+        seed = (int.from_bytes(os.urandom(8), "little") if params.seed is None else int(params.seed)) % 2**64
+        # the numbers of [0, 1) that decide the draws of the next steps
+        self.uniforms: Iterator[float] = itertools.repeat(0.0) if greedy else _uniforms(seed)
         self._counts: dict[int, int] = {}
         self._counts_tokens = bool(params.presence_penalty or params.frequency_penalty)
-        self._repeated = dict.fromkeys(prompt_ids) if params.repetition_penalty != 1 else {}
+        repeats = params.repetition_penalty != 1
+        self._repeated = dict.fromkeys(prompt_ids) if repeats else {}
         if self._repeated and not 0 <= min(self._repeated) <= max(self._repeated) < vocab_size:
             raise EngineError(f"the prompt has a token outside the model's vocabulary of {vocab_size}")
+        self.adjusts = bool(params.logit_bias) or self._counts_tokens or repeats  # whether logits change beforehand
+        self.plain = not (self.adjusts or params.logprobs)  # whether the token is all that matters
 
     def sample(self, logits: Logits) -> Sampled:
         """Choose the next token from `logits` [vocab_size], which are left as they are.
 
         Raises EngineError when they are not usable: another size, NaN, infinite, or every token forbidden.
         """
-        if logits.shape != (self._vocab_size,):
-            raise EngineError(f"the model gave logits of shape {logits.shape}; expected [{self._vocab_size}]")
-        if not isinstance(logits, LazyArray):
-            import numpy as np
+        if logits.shape != (self.vocab_size,):
+            raise EngineError(f"the model gave logits of shape {logits.shape}; expected [{self.vocab_size}]")
+        adjusted = LazyArray.over(self._adjusted(logits) if self.adjusts else logits)
+        (token,) = self._draws.choose(adjusted, [next(self.uniforms)])
+        if token >= 0 and self.plain:
+            return Sampled(token)
+        return self.take(token, adjusted, logits)
 
-            logits = np.ascontiguousarray(logits)
-        adjusted = self._adjust(logits)
-        token, largest = self._kernels.sample(adjusted, self._cuts, 0.0 if self._greedy else self._uniform())
-        if not math.isfinite(largest):
-            if largest == -math.inf:
-                raise EngineError("no token is left to choose: every one has the logit -inf")
-            raise EngineError(
-                f"the model gave the logit {largest} for token {token}: its weights or its library are damaged"
-            )
-        self._record(token)
+    def take(self, token: int, adjusted: Logits, logits: Logits) -> Sampled:
+        """Take down what the kernel has chosen from adjusted logits. Raises EngineError as `sample` does."""
+        if token < 0:
+            raise _unusable(-1 - token, adjusted)
+        if self._counts_tokens:
+            self._counts[token] = self._counts.get(token, 0) + 1
+        if self._params.repetition_penalty != 1:
+            self._repeated[token] = None
         if not self._params.logprobs:
             return Sampled(token)
         from .logprobs import logprobs
 
         values = logits.numpy() if isinstance(logits, LazyArray) else logits
-        return Sampled(token, *logprobs(values, token, self._params.top_logprobs, self._kernels))
+        return Sampled(token, *logprobs(values, token, self._params.top_logprobs, self.kernels))
 
-    def _record(self, token: int) -> None:
-        self._step += 1
-        if self._counts_tokens:
-            self._counts[token] = self._counts.get(token, 0) + 1
-        if self._params.repetition_penalty != 1:
-            self._repeated[token] = None
-
-    def _adjust(self, logits: Logits) -> Logits:
-        """Logits after bias and penalties: a copy, or `logits` itself when there is nothing to do."""
-        if not (self._params.logit_bias or self._counts or self._repeated):
-            return logits
+    def _adjusted(self, logits: Logits) -> Logits:
+        """A copy of the logits after bias and penalties."""
         import numpy as np
 
         adjusted = np.array(logits, np.float32)
@@ -134,6 +129,45 @@ class Sampler:
             seen, penalty = adjusted[ids], params.repetition_penalty
             adjusted[ids] = np.where(seen < 0, seen * penalty, seen / penalty)
 
-    def _uniform(self) -> float:
-        """This step's number in [0, 1)."""
-        return (philox(self._step + 1, self._round_keys) >> 11) * 2.0**-53
+
+class BatchSampler:
+    """Samples the tokens of several requests of one model at once, with one call of the kernels for all of them.
+
+    What it chooses is what the samplers would choose; they can go on by themselves, or in another batch.
+    """
+
+    def __init__(self, samplers: Sequence[Sampler]) -> None:
+        self._samplers = samplers
+        self._draws = samplers[0].kernels.draws([sampler.cuts for sampler in samplers])
+        self._shape = len(samplers), samplers[0].vocab_size
+        self._plain = all(sampler.plain for sampler in samplers)
+        # requests that change their logits choose by themselves, and then take a number
+        self._uniforms = [itertools.repeat(0.0) if sampler.adjusts else sampler.uniforms for sampler in samplers]
+
+    def sample(self, logits: Logits) -> list[Sampled]:
+        """The next token of each request, from its row of `logits` [requests, vocab_size]. Raises EngineError."""
+        if logits.shape != self._shape:
+            raise EngineError(f"the model gave logits of shape {logits.shape}; expected {list(self._shape)}")
+        tokens = self._draws.choose(LazyArray.over(logits), list(map(next, self._uniforms)))
+        if self._plain and min(tokens) >= 0:
+            return [Sampled(token) for token in tokens]
+        rows = enumerate(zip(self._samplers, tokens, strict=True))
+        return [s.sample(logits[i]) if s.adjusts else s.take(token, logits[i], logits[i]) for i, (s, token) in rows]
+
+
+def _uniforms(seed: int) -> Iterator[float]:
+    """The numbers of a request's steps, several of them at a time: code that has just run is many times faster."""
+    keys = round_keys(seed)
+
+    def some(first: int) -> list[float]:
+        return [(philox(step, keys) >> 11) * 2.0**-53 for step in range(first, first + _NUMBERS_AT_ONCE)]
+
+    return itertools.chain.from_iterable(map(some, itertools.count(1, _NUMBERS_AT_ONCE)))
+
+
+def _unusable(token: int, logits: Logits) -> EngineError:
+    """What is wrong with logits of which `token`'s is the largest."""
+    largest = float(logits[token])
+    if largest == -math.inf:
+        return EngineError("no token is left to choose: every one has the logit -inf")
+    return EngineError(f"the model gave the logit {largest} for token {token}: its weights or its library are damaged")

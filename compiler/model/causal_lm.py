@@ -18,7 +18,8 @@ from .modules import Layers
 class CausalLM(nn.Module):
     """Base of every decoder-only model. A subclass brings `embed`, `hidden_states` and `logits`.
 
-    The `kv_cache` of the exported functions is the tuple of tensors that kernels/kv_cache.py describes.
+    The exported functions take token ids, int32; their `kv_cache` is the tuple of tensors that kernels/kv_cache.py
+    describes.
     """
 
     def __init__(self, config: Any, layers: Layers) -> None:
@@ -45,55 +46,53 @@ class CausalLM(nn.Module):
         """Hidden states [batch, seq, hidden] -> float32 logits [batch, seq, vocab]."""
         raise NotImplementedError
 
-    def prefill(self, input_embeds: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
-        """One sequence: [1, seq, hidden] -> logits of the last position [1, 1, vocab]."""
-        hidden = self._hidden_states(input_embeds, kv_cache)
+    def prefill(self, input_ids: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
+        """The new tokens of one sequence [seq] -> logits after the last one [1, 1, vocab]."""
+        hidden = self._hidden_states(input_ids, kv_cache)
         features = hidden.shape[2]
         kernel = self.layers.kernel(("last_row", features), last_row, features)
         last = op.tensor_ir_op(kernel, "last_row", [hidden], Tensor.placeholder((1, 1, features), "float32"))
         return self.logits(last)
 
-    def decode(self, input_embeds: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
-        """One sequence, one token: [1, 1, hidden] -> logits [1, 1, vocab]."""
-        return self.batch_decode(input_embeds, kv_cache)
+    def decode(self, input_ids: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
+        """One token of one sequence [1] -> logits [1, 1, vocab]."""
+        return self.batch_decode(input_ids, kv_cache)
 
-    def batch_prefill(self, input_embeds: Tensor, logit_positions: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
-        """Several sequences end to end [1, total, hidden], int32 [count] -> logits [1, count, vocab]."""
-        hidden = self._hidden_states(input_embeds, kv_cache)
+    def batch_prefill(self, input_ids: Tensor, logit_positions: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
+        """Several sequences end to end [total], int32 [count] -> logits [1, count, vocab]."""
+        hidden = self._hidden_states(input_ids, kv_cache)
         features = hidden.shape[2]
         kernel = self.layers.kernel(("select_rows", features), select_rows, features)
         out = Tensor.placeholder((1, logit_positions.shape[0], features), "float32")
         selected = op.tensor_ir_op(kernel, "select_rows", [hidden, logit_positions], out)
         return self.logits(selected)
 
-    def batch_decode(self, input_embeds: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
-        """One token of each sequence: [batch, 1, hidden] -> logits [batch, 1, vocab]."""
-        return self.logits(self._hidden_states(input_embeds, kv_cache, decodes=True))
+    def batch_decode(self, input_ids: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
+        """One token of each sequence [batch] -> logits [batch, 1, vocab]."""
+        return self.logits(self._hidden_states(input_ids, kv_cache, decodes=True))
 
-    def batch_verify(self, input_embeds: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
-        """Logits of every position: [1, total, hidden] -> [1, total, vocab]."""
-        return self.logits(self._hidden_states(input_embeds, kv_cache))
+    def batch_verify(self, input_ids: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
+        """Logits after every token: [total] -> [1, total, vocab]."""
+        return self.logits(self._hidden_states(input_ids, kv_cache))
 
-    def _hidden_states(self, input_embeds: Tensor, kv_cache: Sequence[Tensor], decodes: bool = False) -> Tensor:
-        return self.hidden_states(input_embeds, PagedKVCache(self.cache, kv_cache, decodes))
+    def _hidden_states(self, input_ids: Tensor, kv_cache: Sequence[Tensor], decodes: bool = False) -> Tensor:
+        embeds = self.embed(input_ids)
+        tokens, hidden = embeds.shape
+        embeds = op.reshape(embeds, (tokens, 1, hidden) if decodes else (1, tokens, hidden))
+        return self.hidden_states(embeds, PagedKVCache(self.cache, kv_cache, decodes))
 
     def specification(self) -> dict[str, Any]:
         """Argument shapes of the exported functions, for `export_tvm`."""
-        hidden, dtype = self.config.hidden_size, self.layers.target.activation_dtype
         packed = {"param_mode": "packed", "effect_mode": "none"}
 
-        def forward(batch: int | str, seq: int | str, sequences: int | str, **others: Any) -> dict[str, Any]:
-            tokens = batch if seq == 1 else seq
-            embeds = nn.spec.Tensor([batch, seq, hidden], dtype)
-            return {
-                "input_embeds": embeds, **others, "kv_cache": self.cache.specification(tokens, sequences), "$": packed
-            }  # fmt: skip
+        def forward(tokens: int | str, sequences: int | str, **others: Any) -> dict[str, Any]:
+            kv_cache = self.cache.specification(tokens, sequences)
+            return {"input_ids": nn.spec.Tensor([tokens], "int32"), **others, "kv_cache": kv_cache, "$": packed}
 
         return {
-            "embed": {"input_ids": nn.spec.Tensor(["seq_len"], "int32"), "$": packed},
-            "prefill": forward(1, "seq_len", 1),
-            "decode": forward(1, 1, 1),
-            "batch_prefill": forward(1, "seq_len", "batch_size", logit_positions=nn.spec.Tensor(["count"], "int32")),
-            "batch_decode": forward("batch_size", 1, "batch_size"),
-            "batch_verify": forward(1, "seq_len", "batch_size"),
+            "prefill": forward("seq_len", 1),
+            "decode": forward(1, 1),
+            "batch_prefill": forward("seq_len", "batch_size", logit_positions=nn.spec.Tensor(["count"], "int32")),
+            "batch_decode": forward("batch_size", "batch_size"),
+            "batch_verify": forward("seq_len", "batch_size"),
         }

@@ -27,7 +27,6 @@ class CompileTarget:
     vector_registers: int
     converts_float16: bool  # has instructions between float16 and float32
     cpu_features: tuple[str, ...]  # instruction sets of the code, in /proc/cpuinfo's spelling
-    activation_dtype: str = "float32"  # what hidden states are computed in
 
     def tvm_target(self) -> "tvm.target.Target":
         """The target as TVM's object."""

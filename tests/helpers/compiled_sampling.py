@@ -15,10 +15,10 @@ from mlc_llm.runtime.tvm_runtime import load_runtime
 
 @cache
 def compiled_sampling() -> LibrarySampling:
-    """For vocabularies of at most 50 000 tokens; made once per test run."""
+    """For at most 8 rows of at most 50 000 tokens; made once per test run."""
     functions = {name: function.with_attr("global_symbol", name) for name, function in sampling_kernels().items()}
     load_runtime()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sampling.so"
         tvm.compile(tvm.IRModule(functions), target=resolve_target().tvm_target()).export_library(str(path))
-        return LibrarySampling(ffi.load_module(str(path)), 50_000)
+        return LibrarySampling(ffi.load_module(str(path)), 50_000, 8)

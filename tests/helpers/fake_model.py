@@ -7,6 +7,7 @@ import numpy as np
 from numpy_sampling import NumpySampling
 
 from mlc_llm.runtime.errors import EngineError
+from mlc_llm.runtime.kv_cache import CacheFullError
 from mlc_llm.runtime.model import Logits
 
 PAGE = 4
@@ -63,10 +64,6 @@ class FakeModel:
         assert 0 <= count <= len(tokens)
         del tokens[len(tokens) - count :]
 
-    def has_room(self, sequence: int, count: int) -> bool:
-        held = len(self.sequences[sequence])
-        return -(-(held + count) // PAGE) - -(-held // PAGE) <= self.free_pages()
-
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Logits:
         return self._forward("prefill", sequence, tokens)
 
@@ -75,8 +72,9 @@ class FakeModel:
         return np.stack(parts)
 
     def _forward(self, name: str, sequence: int, tokens: Sequence[int]) -> Logits:
-        if not self.has_room(sequence, len(tokens)):
-            raise EngineError("the cache is full")
+        held = len(self.sequences[sequence])
+        if -(-(held + len(tokens)) // PAGE) - -(-held // PAGE) > self.free_pages():
+            raise CacheFullError("the cache is full")
         if self.fail_after is not None and len(self.passes) >= self.fail_after:
             self.remove_sequence(sequence)
             raise EngineError("the model failed")

@@ -99,32 +99,34 @@ class TinyModel(nn.Module):
         self.o = nn.ModuleList([nn.Linear(HEADS * HEAD_DIM, HIDDEN, bias=False) for _ in range(LAYERS)])
         self.head = nn.Parameter((HIDDEN, VOCAB))
 
-    def _hidden(self, x: Any, kv: Any) -> Any:
-        batch, length, _ = x.shape
+    def _hidden(self, ids: Any, kv: Any, decodes: bool = False) -> Any:
+        x, count = self.embed_tokens(ids), ids.shape[0]
+        batch, length = (count, 1) if decodes else (1, count)
+        x = op.reshape(x, (batch, length, HIDDEN))
         for i in range(LAYERS):
-            qkv = op.reshape(self.qkv[i](x), (batch * length, HEADS + 2 * KV_HEADS, HEAD_DIM))
-            out = nn.Tensor.placeholder((batch * length, HEADS, HEAD_DIM), "float32")
+            qkv = op.reshape(self.qkv[i](x), (count, HEADS + 2 * KV_HEADS, HEAD_DIM))
+            out = nn.Tensor.placeholder((count, HEADS, HEAD_DIM), "float32")
             out = op.tensor_ir_op(attend, "attend", [qkv, tirx.const(i, "int64"), *kv], out)
             x = x + self.o[i](op.reshape(out, (batch, length, HEADS * HEAD_DIM)))
         return x
 
-    def embed(self, input_ids: Any) -> Any:
-        return self.embed_tokens(input_ids)
-
-    def prefill(self, embeds: Any, kv: Any) -> Any:
+    def prefill(self, ids: Any, kv: Any) -> Any:
         def last(x: Any) -> Any:
             batch, length, size = x.shape
             return te.compute((batch, 1, size), lambda i, _, k: x[i, length - 1, k], name="last")
 
-        return op.matmul(op.tensor_expr_op(last, "last", [self._hidden(embeds, kv)]), self.head)
+        return op.matmul(op.tensor_expr_op(last, "last", [self._hidden(ids, kv)]), self.head)
 
-    def batch_prefill(self, embeds: Any, logit_positions: Any, kv: Any) -> Any:
-        return op.matmul(op.take(self._hidden(embeds, kv), logit_positions, axis=1), self.head)
+    def batch_prefill(self, ids: Any, logit_positions: Any, kv: Any) -> Any:
+        return op.matmul(op.take(self._hidden(ids, kv), logit_positions, axis=1), self.head)
 
-    def decode(self, embeds: Any, kv: Any) -> Any:
-        return op.matmul(self._hidden(embeds, kv), self.head)
+    def decode(self, ids: Any, kv: Any) -> Any:
+        return op.matmul(self._hidden(ids, kv, decodes=True), self.head)
 
-    batch_decode = batch_verify = decode
+    batch_decode = decode
+
+    def batch_verify(self, ids: Any, kv: Any) -> Any:
+        return op.matmul(self._hidden(ids, kv), self.head)
 
 
 def target() -> tvm.target.Target:
@@ -133,23 +135,20 @@ def target() -> tvm.target.Target:
 
 def build_module() -> tvm.IRModule:
     packed = {"param_mode": "packed", "effect_mode": "none"}
-    ids = nn.spec.Tensor(["seq_len"], "int32")
     positions = nn.spec.Tensor(["count"], "int32")
 
-    def forward(batch: int | str, length: int | str, sequences: int | str, **others: Any) -> dict[str, Any]:
-        tokens = length if batch == 1 else batch
+    def forward(tokens: int | str, sequences: int | str, **others: Any) -> dict[str, Any]:
         shapes = [[tokens], [tokens], ["ends"], ["ends"], ["used_pages"], [sequences]]
         kv = [nn.spec.Tensor(shape, "int32") for shape in shapes]
         kv.append(nn.spec.Tensor(["num_pages", LAYERS, 2, KV_HEADS, PAGE, HEAD_DIM], "float32"))
-        return {"embeds": nn.spec.Tensor([batch, length, HIDDEN], "float32"), **others, "kv": kv, "$": packed}
+        return {"ids": nn.spec.Tensor([tokens], "int32"), **others, "kv": kv, "$": packed}
 
     spec = {
-        "embed": {"input_ids": ids, "$": packed},
-        "prefill": forward(1, "seq_len", 1),
-        "decode": forward(1, 1, 1),
-        "batch_prefill": forward(1, "seq_len", "sequences", logit_positions=positions),
-        "batch_decode": forward("batch", 1, "batch"),
-        "batch_verify": forward(1, "seq_len", "sequences"),
+        "prefill": forward("seq_len", 1),
+        "decode": forward(1, 1),
+        "batch_prefill": forward("seq_len", "sequences", logit_positions=positions),
+        "batch_decode": forward("batch", "batch"),
+        "batch_verify": forward("seq_len", "sequences"),
     }
     module, params = TinyModel().export_tvm(spec=spec)
     assert [name for name, _ in params] == list(STORED)
@@ -191,7 +190,7 @@ def metadata(config: ChatConfig) -> dict[str, Any]:
             for name, shape in STORED.items()
         ],
         "memory_usage": {"prefill": 1 << 20},
-        "interface": "3",
+        "interface": "4",
         "package_version": __version__,
         "tvm_version": tvm.__version__,
         "device": "cpu",

@@ -75,12 +75,10 @@ def test_views_share_the_memory_and_keep_it() -> None:
     alive = weakref.ref(block)
     made = ffi.tensor(ctypes.addressof(block), "int32", (2, 3), block)
     view = made.view((3, 2), "float32").view((6,), "int32")
-    reshaped = ffi.Reshape((6, 1), "int32")(made)
     del block, made
     gc.collect()
     assert view.bytes().cast("i").tolist() == list(range(6))
-    assert reshaped.numpy()[:, 0].tolist() == list(range(6))
-    del view, reshaped
+    del view
     gc.collect()
     assert alive() is None
 

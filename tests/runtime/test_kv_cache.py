@@ -7,7 +7,7 @@ import pytest
 
 from mlc_llm.runtime.artifact import KVCacheMetadata, KVDtype
 from mlc_llm.runtime.errors import EngineError
-from mlc_llm.runtime.kv_cache import KVCache
+from mlc_llm.runtime.kv_cache import CacheFullError, KVCache
 
 PAGE, LAYERS = 16, 3
 
@@ -29,7 +29,12 @@ class Text:
 
     def forward(self, sequences: list[int], counts: list[int]) -> None:
         """Append new tokens as a forward pass does, and read all of these sequences back through the tables."""
-        tensors = [np.from_dlpack(tensor) for tensor in self.cache.begin_forward(sequences, counts)]
+        if max(counts) == 1:
+            self.cache.begin_decode(sequences)
+            state = self.cache.decode_tensors(len(sequences))
+        else:
+            state = self.cache.begin_forward(sequences, counts)
+        tensors = [np.from_dlpack(tensor) for tensor in state]
         positions, slots, query_starts, page_starts, pages, lengths = tensors[:6]
         new = np.arange(self.next, self.next + sum(counts))
         self.next += sum(counts)
@@ -75,7 +80,9 @@ def test_random_histories() -> None:
                 del text.tokens[sequence][len(text.tokens[sequence]) - count :]
             case _ if alive:
                 some = chance.permutation(alive)[: chance.integers(1, len(alive) + 1)].tolist()
-                counts = [int(chance.choice([1, 1, 1, 2, 7, 30])) for _ in some]
+                counts = [1] * len(some)
+                if chance.random() < 0.4:
+                    counts = [int(chance.choice([1, 1, 1, 2, 7, 30])) for _ in some]
                 if sum(counts) <= 64 and sum(map(cache.pages_needed, some, counts)) * PAGE <= cache.available_tokens():
                     text.forward(some, counts)
     for sequence in list(text.tokens):
@@ -139,6 +146,9 @@ def test_the_room_is_checked_before_anything_changes() -> None:
     assert (cache.length(one), cache.length(two), cache.available_tokens()) == (17, 0, free)
     cache.begin_forward([one, two], [15, free])
     assert cache.available_tokens() == 0
+    with pytest.raises(CacheFullError):
+        cache.begin_decode([one, two])
+    assert (cache.length(one), cache.length(two)) == (32, free)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +157,7 @@ def test_the_room_is_checked_before_anything_changes() -> None:
         (lambda cache: cache.length(9), "sequence 9 is not in the KV cache"),
         (lambda cache: cache.remove(9), "sequence 9 is not in the KV cache"),
         (lambda cache: cache.begin_forward([9], [1]), "sequence 9 is not in the KV cache"),
+        (lambda cache: cache.begin_decode([1, 9]), "sequence 9 is not in the KV cache"),
         (lambda cache: cache.pop(1, 6), "sequence 1 has 5 tokens; 6 cannot be taken back"),
         (lambda cache: cache.pop(1, -1), "sequence 1 has 5 tokens; -1 cannot be taken back"),
         (lambda cache: cache.fork(1, 6), "sequence 1 has 5 tokens; it cannot be forked at 6"),

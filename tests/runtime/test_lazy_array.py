@@ -62,6 +62,14 @@ def test_the_owner_lives_as_long_as_the_numbers() -> None:
     assert view.tolist() == [5, 5, 5]
 
 
+def test_any_array_becomes_one_in_contiguous_memory() -> None:
+    assert LazyArray.over(ROWS) is ROWS
+    whole = LazyArray.over(WHOLE)
+    assert (whole.address, whole.shape, whole.stride) == (WHOLE.ctypes.data, (4, 10), 10)
+    for array in (WHOLE[:, 3], WHOLE[1].astype(np.float64), WHOLE[:, ::-1]):
+        np.testing.assert_array_equal(LazyArray.over(array).numpy(), array)
+
+
 def test_an_index_beyond_the_end() -> None:
     with pytest.raises(IndexError):
         ROWS[4]

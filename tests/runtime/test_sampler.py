@@ -55,15 +55,18 @@ def expected_probabilities(
 class Sweep(Sampler):
     """A sampler whose draws go evenly through [0, 1), so that counting gives its distribution exactly."""
 
+    uniform = 0.5
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.uniforms = iter(lambda: self.uniform, None)
+
     def probabilities(self, logits: Floats, steps: int = 1000) -> Floats:
         counts = np.zeros(logits.size)
         for step in range(steps):
             self.uniform = (step + 0.5) / steps
             counts[self.sample(logits).token] += 1
         return counts / steps
-
-    def _uniform(self) -> float:
-        return self.uniform
 
 
 def draws(params: SamplingParams, logits: Floats, count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Choosing a token in one kernel: the most likely one, or a draw from the softmax at a temperature, cut down by top-k,
+"""Choosing tokens in one kernel: the most likely one, or a draw from the softmax at a temperature, cut down by top-k,
 top-p and min-p.
 
 Logits become weights 2^((logit - largest) * scale), of which the largest is 1. With the blocks' maxima and sums of
@@ -26,7 +26,7 @@ from .vector import Expr, exp2, settled
 _ONE = 0x3F800000  # the bits of the largest weight
 _FIRST_FLOOR = -8.0  # exponents of 2: nearly all of the weight of most distributions is above it
 _LAST_FLOOR = -125.0  # exp2 goes no deeper: what is below has no weight
-SETTINGS = ("scale", "top_k", "top_p", "min_p", "least", "uniform")
+SETTINGS = ("scale", "top_k", "top_p", "min_p", "least")
 
 
 class Cell:
@@ -124,52 +124,78 @@ def sampling_kernels() -> dict[str, tirx.PrimFunc]:
 
 
 def sample_token() -> tirx.PrimFunc:
-    """One token: the most likely one, or one drawn.
+    """One token for each of some rows: the most likely one, or one drawn.
 
-    logits float32 [count]; settings float64 [6]: see `SETTINGS`; scratch: maxima, sums float32 [blocks], ids int32
-    [count], weights float32 [count]; the results are token int32 [1] and the largest logit float32 [1]. Where that is
-    not finite, nothing is drawn and the token is the one that has it.
+    logits float32 [rows, width], of which the first `count` of each row count; settings float64 [rows, 5]: see
+    `SETTINGS`; uniforms float64 [rows], in [0, 1); scratch: maxima, sums float32 [rows, blocks], ids int32
+    [rows, count], weights float32 [rows, count]; the result is token int32 [rows]. Where the largest logit is not
+    finite nothing is drawn, and the result is -1 - the token that has it.
 
     `scale` is log2(e) / temperature, 0 for the most likely token, `top_k` 0 for no such cut, `top_p` 1 for none,
-    `min_p` 0 for none; `least` the lowest exponent of 2 that can matter, log2(min_p) or -125; `uniform` in [0, 1).
+    `min_p` 0 for none; `least` the lowest exponent of 2 that can matter, log2(min_p) or -125.
     """
     with kernel("sample_token") as k:
-        count, blocks = T.int64(), T.int64()
-        logits = k.input("logits", (count,), "float32", align=4)
-        settings = k.input("settings", (len(SETTINGS),), "float64", align=8)
-        maxima, sums = (k.input(name, (blocks,), "float32", align=4) for name in ("maxima", "sums"))
-        ids = k.input("ids", (count,), "int32", align=4)
-        weights = k.input("weights", (count,), "float32", align=4)
-        token, most = k.input("token", (1,), "int32", align=4), k.input("largest", (1,), "float32", align=4)
-        with k.body():
-            given = {name: settled(settings[i], "float64") for i, name in enumerate(SETTINGS)}
-            reduce_to_max(logits, maxima)
-            _most_likely(logits, maxima, token, most)
-            largest = settled(most[0], "float32")
-            with T.If(tirx.all(given["scale"] > 0, is_finite(largest))), T.Then():
-                scale = settled(T.cast(given["scale"], "float32"), "float32")
-                reduce_to_exp_sum(logits, largest, scale, sums)
-                total = Cell("float64", 0.0)
-                with T.serial(0, blocks) as block:
-                    total.add(sums[block])
+        rows, width, count, blocks = T.int64(), T.int64(), T.int64(), T.int64()
+        arrays = [
+            k.input("logits", (rows, width), "float32", align=4),
+            k.input("settings", (rows, len(SETTINGS)), "float64", align=8),
+            k.input("uniforms", (rows,), "float64", align=8),
+            k.input("maxima", (rows, blocks), "float32", align=4),
+            k.input("sums", (rows, blocks), "float32", align=4),
+            k.input("ids", (rows, count), "int32", align=4),
+            k.input("weights", (rows, count), "float32", align=4),
+            k.input("token", (rows,), "int32", align=4),
+        ]
+        lengths = count, len(SETTINGS), 1, blocks, blocks, count, count, 1
 
-                def exponent(logit: Expr) -> Expr:
-                    return settled((logit - largest) * scale, "float32")
+        def sample(row) -> None:
+            _sample_row(*(_row(array, row, length) for array, length in zip(arrays, lengths, strict=True)))
 
-                with T.If(tirx.any(given["top_k"] > 0, given["top_p"] < 1, given["min_p"] > 0)):
-                    with T.Then():
-                        candidates = Candidates(ids, weights)
-                        _collect(candidates, logits, maxima, exponent, given, total)
-                        _cut(candidates, given, total)
-                        chosen = candidates.choose(given["uniform"], T.cast(given["min_p"], "float32"))
-                        T.buffer_store(token, chosen.get(), [0])
-                    with T.Else():
-                        _choose_of_all(logits, sums, exponent, given["uniform"] * total.get(), token)
+        with k.body(), T.If(rows == 1):
+            with T.Then():
+                sample(T.int64(0))
+            with T.Else(), T.parallel(0, rows) as row:
+                sample(row)
     return k.function
 
 
-def _most_likely(logits, maxima, token, most) -> None:
-    """The first of the largest logits; a NaN is larger than all."""
+def _row(array, row: Expr, length: Expr):
+    """The first `length` elements of a row."""
+    stride = array.shape[1] if len(array.shape) == 2 else 1
+    return T.decl_buffer((length,), array.dtype, data=array.data, elem_offset=row * stride)
+
+
+def _sample_row(logits, settings, uniform, maxima, sums, ids, weights, token) -> None:
+    """Emit the work for one row."""
+    blocks = maxima.shape[0]
+    given = {name: settled(settings[i], "float64") for i, name in enumerate(SETTINGS)}
+    reduce_to_max(logits, maxima)
+    largest = settled(_most_likely(logits, maxima, token), "float32")
+    with T.If(tirx.Not(is_finite(largest))), T.Then():
+        T.buffer_store(token, -1 - token[0], [0])
+    with T.If(tirx.all(given["scale"] > 0, is_finite(largest))), T.Then():
+        scale = settled(T.cast(given["scale"], "float32"), "float32")
+        reduce_to_exp_sum(logits, largest, scale, sums)
+        total = Cell("float64", 0.0)
+        with T.serial(0, blocks) as block:
+            total.add(sums[block])
+
+        def exponent(logit: Expr) -> Expr:
+            return settled((logit - largest) * scale, "float32")
+
+        with T.If(tirx.any(given["top_k"] > 0, given["top_p"] < 1, given["min_p"] > 0)):
+            with T.Then():
+                candidates = Candidates(ids, weights)
+                _collect(candidates, logits, maxima, exponent, given, total)
+                _cut(candidates, given, total)
+                chosen = candidates.choose(uniform[0], T.cast(given["min_p"], "float32"))
+                T.buffer_store(token, chosen.get(), [0])
+            with T.Else():
+                _choose_of_all(logits, sums, exponent, uniform[0] * total.get(), token)
+
+
+def _most_likely(logits, maxima, token) -> Expr:
+    """The first of the largest logits; a NaN is larger than all. Returns the logit."""
     count, blocks = logits.shape[0], maxima.shape[0]
     best, value = Cell("int64", 0), Cell("float32", maxima[0])
     with T.serial(1, blocks) as block:
@@ -178,13 +204,13 @@ def _most_likely(logits, maxima, token, most) -> None:
         with T.If(tirx.all(is_larger, tirx.Not(is_nan(value.get())))), T.Then():
             best.set(block)
             value.set(other)
-    T.buffer_store(most, value.get(), [0])
     first = settled(best.get() * SAMPLING_BLOCK, "int64")
     last = T.min(T.int64(SAMPLING_BLOCK), count - first)
     with T.serial(0, last) as back:
         place = T.bind(first + last - 1 - back)
         with T.If(tirx.any(logits[place] == value.get(), is_nan(logits[place]))), T.Then():
             T.buffer_store(token, T.cast(place, "int32"), [0])
+    return value.get()
 
 
 def _collect(candidates: Candidates, logits, maxima, exponent: Callable[[Expr], Expr], given, total: Cell) -> None:

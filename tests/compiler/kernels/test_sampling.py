@@ -10,10 +10,12 @@ from compiled_kernels import aarch64_target, compile_kernel, needs_qemu
 from compiled_sampling import compiled_sampling
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy_sampling import NumpySampling
+from numpy_sampling import NumpySampling, sample
 
 from mlc_llm.compiler.kernels.cpu.sample_token import sample_token
-from mlc_llm.runtime.sampler import Sampler
+from mlc_llm.runtime.errors import EngineError
+from mlc_llm.runtime.lazy_array import LazyArray
+from mlc_llm.runtime.sampler import BatchSampler, Sampler
 from mlc_llm.runtime.sampling_kernels import Cuts, LibrarySampling
 from mlc_llm.runtime.sampling_params import SamplingParams
 
@@ -23,6 +25,11 @@ Logits = npt.NDArray[np.float32]
 @pytest.fixture(scope="module")
 def kernels() -> LibrarySampling:
     return compiled_sampling()
+
+
+def choose(kernels: LibrarySampling, logits: Logits, cuts: Cuts, uniform: float) -> int:
+    (token,) = kernels.draws([cuts]).choose(LazyArray.over(logits), [uniform])
+    return token
 
 
 @given(
@@ -43,15 +50,15 @@ def test_blocks_are_reduced_as_by_numpy(
     if special in (None, -math.inf) and np.isfinite(largest := float(logits.max())):
         sums = kernels.block_exp_sum(logits, largest)
         np.testing.assert_allclose(sums, oracle.block_exp_sum(logits, largest), rtol=3e-5, atol=1e-35)
-    ours, theirs = (one.sample(logits, Cuts(), 0.0) for one in (kernels, oracle))
-    np.testing.assert_equal(ours, theirs)  # the first of the largest, or of the NaNs
+    # the first of the largest, or of the NaNs
+    assert choose(kernels, logits, Cuts(), 0.0) == sample(logits, Cuts(), 0.0)
 
 
 @given(data=st.data())
 @settings(deadline=None, max_examples=120)
 def test_draws_are_those_of_a_full_sort(kernels: LibrarySampling, data: st.DataObject) -> None:
     """Logits on a grid: weights are equal or clearly apart, so that rounding decides nothing but the odd draw."""
-    rng, oracle = np.random.default_rng(data.draw(st.integers(0, 1000))), NumpySampling()
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     count = data.draw(st.one_of(st.integers(1, 200), st.just(5000)))
     spread = data.draw(st.sampled_from([0.0, 0.5, 3.0, 20.0, 300.0]))
     logits: Logits = (np.round(rng.standard_normal(count) * spread * 8) / 8).astype(np.float32)
@@ -65,13 +72,36 @@ def test_draws_are_those_of_a_full_sort(kernels: LibrarySampling, data: st.DataO
         min_p=data.draw(st.sampled_from([0.0, 0.0, 0.0123, 0.3456, 1.0])),
     )
     for uniform in (2e-6, 0.123456789, 0.5, 0.987654321, 1 - 2**-53):
-        ours = kernels.sample(logits, cuts, uniform)
+        ours = choose(kernels, logits, cuts, uniform)
         nearby = {
-            oracle.sample(logits, replace(cuts, top_p=min(1.0, cuts.top_p * factor)), shifted)
+            sample(logits, replace(cuts, top_p=min(1.0, cuts.top_p * factor)), shifted)
             for factor in (1, 1 - 1e-6, 1 + 1e-6)
             for shifted in (uniform, max(0.0, uniform - 1e-6), min(1 - 2**-53, uniform + 1e-6))
         }
         assert ours in nearby
+
+
+@pytest.mark.parametrize("size", [259, 1000])
+def test_rows_are_chosen_as_each_by_itself(kernels: LibrarySampling, size: int) -> None:
+    rng = np.random.default_rng(0)
+    logits: Logits = (rng.standard_normal((8, 1000)) * 4).astype(np.float32)
+    logits[2, 17], logits[5] = math.nan, -math.inf
+    warm, nucleus, top = Cuts(temperature=0.8), Cuts(temperature=1.0, top_p=0.9), Cuts(temperature=2.0, top_k=40)
+    cuts = [Cuts(), warm, warm, nucleus, top, warm, Cuts(), Cuts(temperature=1.0, min_p=0.05)]
+    uniforms = rng.random(8).tolist()
+    rows = LazyArray(logits.ctypes.data, (8, size), logits, 1000)
+    draws = kernels.draws(cuts)
+    expected = [sample(row[:size], *how) for row, *how in zip(logits, cuts, uniforms, strict=True)]
+    assert draws.choose(rows, uniforms) == expected
+    assert (expected[2], expected[5]) == (-18, -1)
+    some = LazyArray(rows[3].address, (2, size), logits, 1000)
+    assert kernels.draws(cuts[3:5]).choose(some, uniforms[3:5]) == expected[3:5]
+    assert draws.choose(rows, uniforms) == expected
+
+
+def test_more_rows_than_there_is_scratch_for(kernels: LibrarySampling) -> None:
+    with pytest.raises(ValueError, match="9 rows of 50000 logits are more than the sampler was made for"):
+        kernels.draws([Cuts()] * 9).choose(LazyArray(0, (9, 50_000), None), [0.0] * 9)
 
 
 def test_forbidden_tokens_have_no_weight_at_all(kernels: LibrarySampling) -> None:
@@ -84,12 +114,12 @@ def test_forbidden_tokens_have_no_weight_at_all(kernels: LibrarySampling) -> Non
 def test_neon_chooses_as_numpy() -> None:
     size, rng = 1000, np.random.default_rng(0)
     kernel = compile_kernel(sample_token(), aarch64_target("cortex-a76"))
-    scratch = [np.zeros(count, dtype) for count, dtype in ((16, "f4"), (16, "f4"), (size, "i4"), (size, "f4"))]
+    scratch = [np.zeros((1, count), dtype) for count, dtype in ((16, "f4"), (16, "f4"), (size, "i4"), (size, "f4"))]
     for cuts in (Cuts(), Cuts(temperature=1.0), Cuts(temperature=0.7, top_k=40, top_p=0.9, min_p=0.01)):
         logits = (rng.standard_normal(size) * 4).astype(np.float32)
-        token, largest = np.zeros(1, np.int32), np.zeros(1, np.float32)
-        kernel(logits, np.array([*cuts.settings, 0.4]), *scratch, token, largest)
-        assert (token[0], largest[0]) == NumpySampling().sample(logits, cuts, 0.4)
+        token = np.zeros(1, np.int32)
+        kernel(logits[None], np.array([cuts.settings]), np.array([0.4]), *scratch, token)
+        assert token[0] == sample(logits, cuts, 0.4)
 
 
 @pytest.mark.parametrize(
@@ -112,3 +142,33 @@ def test_the_sampler_chooses_as_with_numpy(kernels: LibrarySampling, params: Sam
         assert [token for token, _ in ours.top] == [token for token, _ in theirs.top]
         if ours.logprob is not None:
             assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-6)
+
+
+def test_a_batch_chooses_as_its_requests_do_by_themselves(kernels: LibrarySampling) -> None:
+    size, rng = 1000, np.random.default_rng(0)
+    requests = [
+        SamplingParams(temperature=0),
+        SamplingParams(seed=1),
+        SamplingParams(seed=2, top_p=0.9, frequency_penalty=0.5),
+        SamplingParams(seed=3, top_k=20, logprobs=True, top_logprobs=2),
+        SamplingParams(temperature=0, logit_bias={5: -100}, repetition_penalty=1.2),
+    ]
+    alone, members = ([Sampler(params, size, kernels, [7]) for params in requests] for _ in range(2))
+    batch = BatchSampler(members)
+    for step in range(40):
+        logits = (rng.standard_normal((len(requests), size)) * 4).astype(np.float32)
+        expected = [sampler.sample(row) for sampler, row in zip(alone, logits, strict=True)]
+        if step < 20:
+            assert batch.sample(logits) == expected
+        elif step < 30:  # in two batches
+            found = [
+                BatchSampler(part).sample(rows) for part, rows in ((members[:2], logits[:2]), (members[2:], logits[2:]))
+            ]
+            assert [*found[0], *found[1]] == expected
+        else:
+            assert [sampler.sample(row) for sampler, row in zip(members, logits, strict=True)] == expected
+    with pytest.raises(EngineError, match=r"logits of shape \(4, 1000\); expected \[5, 1000\]"):
+        batch.sample(logits[:4])
+    logits[3, 9] = math.inf
+    with pytest.raises(EngineError, match="gave the logit inf for token 9"):
+        batch.sample(logits)
