@@ -11,6 +11,7 @@ from .attach_metadata import AttachMetadata
 from .attach_variable_bounds import AttachVariableBounds
 from .debug_dump import DebugDump
 from .fuse_matmul import FuseMatmul
+from .reuse_tensors import ReuseTensors
 
 
 def pipeline(
@@ -43,6 +44,7 @@ def pipeline(
             relax.transform.LowerAllocTensor(),
             # virtual machine
             relax.transform.LowerRuntimeBuiltin(),
+            ReuseTensors(),
             relax.transform.ComputePrimValue(),
             relax.transform.VMShapeLower(),
             relax.transform.AttachGlobalSymbol(),
