@@ -5,8 +5,8 @@ Logits become weights 2^((logit - largest) * scale), of which the largest is 1. 
 weights (sampling.py) only blocks with likely tokens are looked at:
 
     collect     tokens with an exponent above a floor, in the order of their ids; the floor sinks until they suffice
-    cut         the least weight that is still in is found by bisection of its bits: positive floats are ordered as
-                their bits are. Of equal weights the lowest ids stay
+    cut         the least weight that is still in is found digit by digit of its bits, as in a radix sort: positive
+                floats are ordered as their bits are. Of equal weights the lowest ids stay
     choose      the token whose share of the running sum of weights covers the random number
 
 Without any cut the draw goes to one block by the sums, and to one of its tokens.
@@ -23,7 +23,8 @@ from ..builder import kernel
 from .sampling import block_exp_sum, block_max, is_finite, is_nan, reduce_to_exp_sum, reduce_to_max
 from .vector import Expr, exp2, settled
 
-_ONE = 0x3F800000  # the bits of the largest weight
+_DIGITS, _DIGIT_BITS = 5, 6  # of the bits of a weight, the largest of which is 1
+_BINS = 1 << _DIGIT_BITS
 _FIRST_FLOOR = -8.0  # exponents of 2: nearly all of the weight of most distributions is above it
 _LAST_FLOOR = -125.0  # exp2 goes no deeper: what is below has no weight
 SETTINGS = ("scale", "top_k", "top_p", "min_p", "least")
@@ -66,36 +67,40 @@ class Candidates:
     def cut(self, wanted: Expr, amount: Callable[[Expr], Expr]) -> None:
         """Keep the fewest of the largest weights whose amounts add up to at least `wanted`; all if none do."""
         wanted = settled(wanted, "float64")
-        low, high = Cell("int32", 0), Cell("int32", _ONE + 1)
-        with T.serial(0, 30):
-            middle = settled((low.get() + high.get()) >> 1)
-            total = self._amount_above(lambda bits: bits >= middle, amount)
-            with T.If(total.get() >= wanted):
-                with T.Then():
-                    low.set(middle)
-                with T.Else():
-                    high.set(middle)
-        least = settled(low.get())
-        reached = self._amount_above(lambda bits: bits > least, amount)
+        least, above = Cell("int32", 0), Cell("float64", 0.0)  # digits that are known; amount of all that is larger
+        bins = T.alloc_buffer((_BINS,), "float64")
+        with T.serial(0, _DIGITS) as known:
+            shift = T.bind(T.cast(_DIGIT_BITS * (_DIGITS - 1 - known), "int32"))
+            with T.serial(0, _BINS) as i:
+                T.buffer_store(bins, T.float64(0), [i])
+            prefix = settled(least.get())
+
+            def count(token: Expr, weight: Expr, bits: Expr, shift: Expr = shift, prefix: Expr = prefix) -> None:
+                with T.If((bits >> (shift + _DIGIT_BITS)) == prefix), T.Then():
+                    digit = T.bind((bits >> shift) & (_BINS - 1))
+                    T.buffer_store(bins, bins[digit] + amount(weight), [digit])
+
+            self.each(count)
+            digit, searching = Cell("int32", 0), Cell("int32", 1)
+            with T.serial(0, _BINS) as back, T.If(searching.get() == 1), T.Then():
+                bin_ = T.bind(T.cast(_BINS - 1 - back, "int32"))
+                with T.If(above.get() + bins[bin_] >= wanted):
+                    with T.Then():
+                        digit.set(bin_)
+                        searching.set(0)
+                    with T.Else():
+                        above.add(bins[bin_])
+            least.set(prefix * _BINS + digit.get())
+        least = settled(least.get())
         before = settled(self.count.get())
         self.count.set(0)
         with T.serial(0, before) as i:
             token, weight = T.bind(self.ids[i]), T.bind(self.weights[i])
             bits = T.bind(T.reinterpret(weight, dtype="int32"))
-            with T.If(tirx.any(bits > least, tirx.all(bits == least, reached.get() < wanted))), T.Then():
+            with T.If(tirx.any(bits > least, tirx.all(bits == least, above.get() < wanted))), T.Then():
                 with T.If(bits == least), T.Then():
-                    reached.add(amount(weight))
+                    above.add(amount(weight))
                 self.append(token, weight)
-
-    def _amount_above(self, is_in: Callable[[Expr], Expr], amount: Callable[[Expr], Expr]) -> Cell:
-        total = Cell("float64", 0.0)
-
-        def do(token: Expr, weight: Expr, bits: Expr) -> None:
-            with T.If(is_in(bits)), T.Then():
-                total.add(amount(weight))
-
-        self.each(do)
-        return total
 
     def choose(self, uniform: Expr, min_p: Expr) -> Cell:
         """The id whose share of the running sum covers `uniform`, of the weights that are at least `min_p`."""
@@ -242,7 +247,7 @@ def _collect(candidates: Candidates, logits, maxima, exponent: Callable[[Expr], 
                 with T.If(floor.get() <= _LAST_FLOOR), T.Then():
                     total.set(mass.get())
             with T.Else():
-                floor.set(T.max(floor.get() * T.float32(2), lowest))
+                floor.set(T.max(floor.get() * T.float32(1.25), lowest))
 
 
 def _cut(candidates: Candidates, given, total: Cell) -> None:
