@@ -1,17 +1,23 @@
 """Where the time of one pass goes, kernel by kernel, beside what memory and arithmetic would allow.
 
-    python benchmarks/profile.py MODEL [--model-lib FILE] [--prefill 512] [--depth 64] [--batch-size 1 8]
+    python benchmarks/profile.py MODEL [--model-lib FILE] [--prefill 512] [--depth 100 4096] [--batch-size 1]
 
-MODEL is a compiled model folder. TVM's virtual machine calls back before and after each of its calls; the callbacks
-cost time themselves, so their sum is above an undisturbed pass, whose time is given as well. Bytes are those of
-weights, activations, keys and values, once each; percentages are of the rate at which this machine reads memory,
-measured in the same run. GOP/s counts two operations for each weight and row. Medians over the passes.
+MODEL is a compiled model folder. TVM's virtual machine calls back before and after each of its calls. The callback is
+a function in C that takes the time (call_clock.c): one in Python would let the kernels' worker threads fall asleep, and
+so slow down what comes after it. Passes with and without the clock alternate, and their medians are both given. "In its
+loop" is the part of a kernel that several threads share; the rest is one thread's, mostly norms and the rounding of
+activations.
+
+Bytes are those of weights, activations, keys and values, once each; percentages are of the rate at which this machine
+reads memory, measured in every round. GOP/s counts two operations for each weight and row, or for each number of the
+keys and values that are attended; the most that the processor does in registers is measured beside it.
 """
 
 import argparse
 import re
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -19,8 +25,9 @@ from time import perf_counter
 from typing import Any
 
 import tvm_ffi
+from call_clock import Clock, Times
 
-from mlc_llm.runtime.artifact import library_places, load_chat_config
+from mlc_llm.runtime.artifact import KVCacheMetadata, library_places, load_chat_config
 from mlc_llm.runtime.bandwidth import ReadProbe
 from mlc_llm.runtime.devices import num_threads
 from mlc_llm.runtime.model import Model
@@ -30,11 +37,24 @@ _HOOK = "mlc_llm.benchmarks.profile"
 _MATRIX = re.compile(r"matmul_(\d+)x(\d+)")
 
 
+@dataclass(frozen=True)
+class Work:
+    """A pass that is profiled. `undo` makes the next one the same, outside of the time."""
+
+    title: str
+    step: Callable[[], object]
+    undo: Callable[[], object]
+    rounds: int
+    rows: int  # of activations that pass each matrix
+    attended: int  # keys that all rows together attend, each with all its heads
+    cached: int  # tokens whose keys and values are read
+
+
 @dataclass
 class Kernel:
-    """What one name of the virtual machine's calls took."""
+    """A name of the virtual machine's calls."""
 
-    seconds: list[float] = field(default_factory=list)
+    calls: list[int] = field(default_factory=list)  # which of a pass's calls
     nbytes: int = 0  # of a call: its tensors, without the pages of the cache
 
 
@@ -42,37 +62,69 @@ class Profiler:
     """Times every call of a model's virtual machine."""
 
     def __init__(self, model: Model) -> None:
-        self.model = model
-        self.kernels: dict[str, Kernel] = defaultdict(Kernel)
-        self._begin = 0.0
-        tvm_ffi.register_global_func(_HOOK, self._hook, override=True)
+        self.clock = Clock(model)
+        self.probe = ReadProbe(num_threads())
+        self._instrument = model._library._machine["set_instrument"]
+        self._kernels: dict[str, Kernel] = {}
+        self._num_calls = 0
+        tvm_ffi.register_global_func(_HOOK, self._look, override=True)
 
-    def _hook(self, _function: Any, name: str, before: bool, _result: Any, *arguments: Any) -> None:
+    def _look(self, _function: Any, name: str, before: bool, _result: Any, *arguments: Any) -> None:
         if before:
-            kernel = self.kernels[name]
-            if not kernel.nbytes:
-                tensors = [a for a in arguments if isinstance(a, tvm_ffi.Tensor) and len(a.shape) < 5]
-                kernel.nbytes = 0 if name == "embedding" else sum(map(_nbytes, tensors))
-            self._begin = perf_counter()
-        else:
-            self.kernels[name].seconds.append(perf_counter() - self._begin)
+            kernel = self._kernels[name]
+            kernel.calls.append(self._num_calls)
+            self._num_calls += 1
+            tensors = [a for a in arguments if isinstance(a, tvm_ffi.Tensor) and len(a.shape) < 5]
+            kernel.nbytes = 0 if name == "embedding" else sum(map(_nbytes, tensors))
 
-    def run(self, step: Callable[[], object], passes: int) -> float:
-        """Profile some passes of `step`. Returns the seconds of a pass that nobody looked at."""
-        undisturbed = []
-        for _ in range(passes):
-            begin = perf_counter()
-            step()
-            undisturbed.append(perf_counter() - begin)
-        self.kernels.clear()
-        instrument = self.model._library._machine["set_instrument"]
-        instrument(global_function(_HOOK))
+    def run(self, work: Work) -> "Profile":
+        """Profile the rounds of a work."""
+        self._kernels, self._num_calls = defaultdict(Kernel), 0
+        self._timed(work, global_function(_HOOK))
+        self.clock.take()
+        profile = Profile(self._kernels)
+        for _ in range(work.rounds):
+            profile.rates.append(self.probe.measure())
+            self._timed(work, None)  # brings back what the probe has pushed out of the caches
+            profile.undisturbed.append(self._timed(work, None))
+            with self.clock.loops():
+                profile.timed.append(self._timed(work, self.clock.function))
+            profile.times.append(self.clock.take())
+        return profile
+
+    def _timed(self, work: Work, hook: Any) -> float:
+        self._instrument(hook)
         try:
-            for _ in range(passes):
-                step()
+            begin = perf_counter()
+            work.step()
+            return perf_counter() - begin
         finally:
-            instrument(None)
-        return median(undisturbed)
+            self._instrument(None)
+            work.undo()
+
+
+@dataclass
+class Profile:
+    """What was measured of a work, a value for each round."""
+
+    kernels: dict[str, Kernel]
+    undisturbed: list[float] = field(default_factory=list)  # seconds of a pass without the clock
+    timed: list[float] = field(default_factory=list)  # and with it
+    rates: list[float] = field(default_factory=list)  # bytes per second that the memory gives
+    times: list[Times] = field(default_factory=list)
+
+    def seconds(self, kernel: Kernel) -> float:
+        """Of all calls of a kernel in a pass."""
+        return median(sum(t.calls[2 * i + 1] - t.calls[2 * i] for i in kernel.calls) for t in self.times) / 1e9
+
+    def in_loops(self, kernel: Kernel) -> float:
+        """Seconds of that in the parallel loops of the kernel."""
+        return median(sum(t.loops[2 * i + 1] for i in kernel.calls) for t in self.times) / 1e9
+
+    def between(self) -> float:
+        """Seconds from the end of each call to the beginning of the next one, in a pass."""
+        gaps = (sum(t.calls[i + 1] - t.calls[i] for i in range(1, len(t.calls) - 1, 2)) for t in self.times)
+        return median(gaps) / 1e9
 
 
 def _nbytes(tensor: Any) -> int:
@@ -82,27 +134,87 @@ def _nbytes(tensor: Any) -> int:
     return count * tensor.dtype.itemsize
 
 
-def report(profiler: Profiler, title: str, rows: int, cached: int, seconds: float, passes: int, rate: float) -> None:
-    """Print a table. `rows` of activations pass each matrix, `cached` bytes of keys and values each attention."""
-    print(f"\n{title}: {seconds * 1e6:.0f} us undisturbed; memory reads {rate / 1e9:.1f} GB/s\n")
-    print("| us | calls | us each | GB/s | of memory | GOP/s | call |\n|---|---|---|---|---|---|---|")
-    rest = total = 0.0
-    entries = [(len(k.seconds) / passes * median(k.seconds), name, k) for name, k in profiler.kernels.items()]
-    for spent, name, kernel in sorted(entries, key=lambda entry: -entry[0]):
-        total += spent
-        if name.startswith("vm.") or spent < 2e-6:
-            rest += spent
+def report(profile: Profile, work: Work, cache: KVCacheMetadata) -> None:
+    """Print a table."""
+    rate, whole = median(profile.rates), median(profile.undisturbed)
+    print(f"\n{work.title}: {whole * 1e6:.0f} us ({_spread(profile.undisturbed, 1e6, 0)}), "
+          f"with the clock {median(profile.timed) * 1e6:.0f}; "
+          f"memory reads {rate / 1e9:.1f} GB/s ({_spread(profile.rates, 1e-9, 1)})")  # fmt: skip
+    print(
+        "\n| us | share | calls | us each | in its loop | MB each | GB/s | of memory | GOP/s | call |\n|" + "---|" * 10
+    )
+    rest, rest_calls, nbytes, in_loops = 0.0, 0, 0, 0.0
+    for name, kernel in sorted(profile.kernels.items(), key=lambda item: -profile.seconds(item[1])):
+        seconds, calls = profile.seconds(kernel), len(kernel.calls)
+        if name.startswith("vm.") or seconds < 2e-6:
+            rest, rest_calls = rest + seconds, rest_calls + calls
             continue
-        each = median(kernel.seconds)
-        nbytes = kernel.nbytes + (cached if "attention" in name else 0)
-        matrix = _MATRIX.search(name)
-        count = 1 if name.rstrip("0123456789").endswith("gemv") else rows
-        operations = f"{2 * int(matrix[1]) * int(matrix[2]) * count / each / 1e9:.0f}" if matrix else ""
-        speed = f"{nbytes / each / 1e9:.1f} | {nbytes / each / rate:.0%}" if nbytes else "|"
-        calls = len(kernel.seconds) // passes
-        print(f"| {spent * 1e6:.0f} | {calls} | {each * 1e6:.1f} | {speed} | {operations} | {name} |")
-    print(f"| {rest * 1e6:.0f} | | | | | | the virtual machine, timed from outside |")
-    print(f"| {total * 1e6:.0f} | | | | | | all of these |")
+        size, operations = _counts(name, kernel, work, cache)
+        nbytes, in_loops = nbytes + size * calls, in_loops + profile.in_loops(kernel)
+        each, loop = seconds / calls, profile.in_loops(kernel) / calls
+        speed = f"{size / 1e6:.3f} | {size / each / 1e9:.1f} | {size / each / rate:.0%}" if size else "| |"
+        rates = f"{operations / each / 1e9:.0f}" if operations else ""
+        print(f"| {seconds * 1e6:.0f} | {seconds / whole:.1%} | {calls} | {each * 1e6:.1f} | {loop * 1e6:.1f} "
+              f"| {speed} | {rates} | {name} |")  # fmt: skip
+    between, kernels = profile.between(), sum(map(profile.seconds, profile.kernels.values()))
+    outside = median(profile.timed) - between - kernels
+    for seconds, count, what in (
+        (rest, str(rest_calls), "the virtual machine's own calls"),
+        (between, "", "between the calls"),
+        (outside, "", "before the first call and after the last one"),
+    ):
+        print(f"| {seconds * 1e6:.0f} | {seconds / whole:.1%} | {count} | | | | | | | {what} |")
+    print(f"\nRead in a pass: {nbytes / 1e6:.1f} MB, for which memory takes {nbytes / rate * 1e6:.0f} us. "
+          f"In the loops: {in_loops * 1e6:.0f} us, {nbytes / in_loops / 1e9:.1f} GB/s.")  # fmt: skip
+
+
+def _counts(name: str, kernel: Kernel, work: Work, cache: KVCacheMetadata) -> tuple[int, int]:
+    """Bytes and operations of a call."""
+    matrix = _MATRIX.search(name)
+    if matrix:
+        rows = 1 if name.rstrip("0123456789").endswith("gemv") else work.rows
+        return kernel.nbytes, 2 * int(matrix[1]) * int(matrix[2]) * rows
+    if "attention" not in name:
+        return kernel.nbytes, 0
+    itemsize = {"float16": 2, "float32": 4, "int8": 1}[cache.dtype]
+    token = 2 * cache.num_key_value_heads * cache.head_dim * itemsize
+    return kernel.nbytes + work.cached * token, 4 * cache.num_attention_heads * cache.head_dim * work.attended
+
+
+def _spread(values: list[float], factor: float, digits: int) -> str:
+    return f"{min(values) * factor:.{digits}f}-{max(values) * factor:.{digits}f}"
+
+
+def works(model: Model, arguments: argparse.Namespace) -> Iterator[Work]:
+    """A prefill, then decode at each depth with each batch size."""
+
+    def tokens(count: int) -> list[int]:
+        return [7 + i % 1000 for i in range(count)]
+
+    def prefill(sequences: list[int], count: int) -> None:
+        sequences.append(model.add_sequence())
+        model.prefill(sequences[-1], tokens(count))
+
+    def forget(sequences: list[int]) -> None:
+        while sequences:
+            model.remove_sequence(sequences.pop())
+
+    sequences: list[int] = []
+    size = arguments.prefill
+    yield Work(
+        f"prefill of {size} tokens", lambda: prefill(sequences, size), lambda: forget(sequences),
+        arguments.rounds // 3 + 1, size, size * (size + 1) // 2, size,
+    )  # fmt: skip
+    for depth in arguments.depth:
+        for size in arguments.batch_size:
+            for _ in range(size):
+                prefill(sequences, depth)
+            yield Work(
+                f"decode of {size} at depth {depth}", lambda: model.decode(sequences, [11] * len(sequences)),
+                lambda: [model.pop(sequence, 1) for sequence in sequences],
+                arguments.rounds, size, size * (depth + 1), size * (depth + 1),
+            )  # fmt: skip
+            forget(sequences)
 
 
 def main() -> None:
@@ -111,41 +223,23 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--model-lib", type=Path)
     parser.add_argument("--prefill", type=int, default=512)
-    parser.add_argument("--depth", type=int, default=64, help="tokens in the cache before a decode step")
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--depth", type=int, nargs="*", default=[100, 4096], help="tokens in the cache before a step")
+    parser.add_argument("--batch-size", type=int, nargs="*", default=[1])
+    parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args()
+    sys.setswitchinterval(1)
     places = library_places(arguments.model, load_chat_config(arguments.model), "cpu")
     library = arguments.model_lib or next(place for place in places if place.is_file())
-    batch = max(arguments.batch_size)
-    room = max(arguments.prefill, (arguments.depth + 64) * batch) + 16 * batch
+    batch = max([1, *arguments.batch_size])
+    room = max(arguments.prefill, max([0, *arguments.depth]) * batch) + 32 * batch
     model = Model.load(arguments.model, library, max_num_sequence=batch, max_total_sequence_length=room)
-    probe = ReadProbe(num_threads())
     profiler = Profiler(model)
-    cache = model.metadata.kv_cache
-    itemsize = {"float16": 2, "float32": 4, "int8": 1}[cache.dtype]
-    token_bytes = 2 * cache.num_key_value_heads * cache.head_dim * itemsize
-
-    def measure(title: str, rows: int, cached: int, passes: int, step: Callable[[], object]) -> None:
-        before = probe.measure()
-        seconds = profiler.run(step, passes)
-        report(profiler, title, rows, cached, seconds, passes, max(before, probe.measure()))
-
-    def prefill(tokens: Sequence[int]) -> None:
-        sequence = model.add_sequence()
-        model.prefill(sequence, tokens)
-        model.remove_sequence(sequence)
-
-    prompt = [7 + i % 1000 for i in range(arguments.prefill)]
-    measure(f"prefill of {len(prompt)} tokens", len(prompt), len(prompt) * token_bytes, 5, lambda: prefill(prompt))
-    for size in arguments.batch_size:
-        sequences = [model.add_sequence() for _ in range(size)]
-        for sequence in sequences:
-            model.prefill(sequence, [7 + i % 1000 for i in range(arguments.depth)])
-        title = f"decode of {size} at depth {arguments.depth}"
-        cached = size * arguments.depth * token_bytes
-        measure(title, size, cached, 20, lambda s=sequences: model.decode(s, [11] * len(s)))  # type: ignore[misc]
-        for sequence in sequences:
-            model.remove_sequence(sequence)
+    threads = num_threads()
+    peaks = {name: profiler.clock.peak(name, threads) for name in ("float32", "int8")}
+    text = ", ".join(f"{name} {peak / 1e9:.0f} GOP/s" for name, peak in peaks.items() if peak)
+    print(f"{library.name}, {threads} threads; in registers they multiply and add {text}")
+    for work in works(model, arguments):
+        report(profiler.run(work), work, model.metadata.kv_cache)
 
 
 if __name__ == "__main__":
