@@ -19,18 +19,20 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
+from statistics import median, mode
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from mlc_llm.runtime import ffi
-from mlc_llm.runtime.generation import Finish, Generator, _Answer
+from mlc_llm.runtime.answer_text import AnswerText
+from mlc_llm.runtime.events import Finish
+from mlc_llm.runtime.generation import Generator
 from mlc_llm.runtime.model import Logits, Model
-from mlc_llm.runtime.prefix_cache import PrefixCache
 from mlc_llm.runtime.sampler import BatchSampler, Sampler
 from mlc_llm.runtime.sampling_params import SamplingParams
+from mlc_llm.runtime.scheduler import Scheduler
 from mlc_llm.serve.engine import MLCEngine
 
 PROMPT = "Tell me a long story about a fox."
@@ -75,16 +77,34 @@ class Clocks:
         parts.update(self.spent, rest=elapsed - sum(self.spent.values()))
 
 
+class NoPages:
+    """The pages of a model that keeps nothing."""
+
+    page_size, num_pages = 16, 1
+
+    def free_pages(self) -> int:
+        return 1
+
+    def full_pages(self, sequence: int) -> list[int]:
+        return []
+
+    def hold(self, pages: Sequence[int]) -> None: ...
+
+    def release(self, page: int) -> bool:
+        return True
+
+
 class Instant:
     """A model whose logits are there at once."""
 
     def __init__(self, model: Model) -> None:
         self.context_window, self.vocab_size, self.sampling = model.context_window, model.vocab_size, model.sampling
-        self.max_num_sequence = 1
+        self.max_num_sequence, self.prefill_chunk_size = 1, model.prefill_chunk_size
+        self.pages = NoPages()
         self._logits = np.random.default_rng(0).standard_normal((256, self.vocab_size)).astype(np.float32) * 5
         self._passes = 0
 
-    def add_sequence(self) -> int:
+    def add_sequence(self, pages: Sequence[int] = ()) -> int:
         return 0
 
     def remove_sequence(self, sequence: int) -> None: ...
@@ -125,15 +145,15 @@ def one_at_a_time(title: str, clocks: Clocks, generator: Generator, prompt: list
         if isinstance(event, Finish):
             break
         steps.append((clocks.calls["kernels"], parts))
-    single = min(calls for calls, _ in steps)  # an event may take several tokens: parts of a character have no text
+    single = mode(calls for calls, _ in steps)  # an event may take several tokens: parts of a character have no text
     report(title, [parts for calls, parts in steps[8:] if calls == single])
 
 
 def together(clocks: Clocks, generator: Generator, size: int, prompt: list[int], params: SamplingParams) -> None:
     """The steps of several answers at once."""
-    model, tokenizer = generator._model, generator._tokenizer
+    model, tokenizer = generator.model, generator.tokenizer
     sampler = BatchSampler([Sampler(params, model.vocab_size, model.sampling, prompt) for _ in range(size)])
-    answers = [_Answer(tokenizer, False, STOP) for _ in range(size)]
+    answers = [AnswerText(tokenizer, False, STOP) for _ in range(size)]
     sequences = [model.add_sequence() for _ in range(size)]
     tokens = [int(model.prefill(sequence, prompt).argmax()) for sequence in sequences]
     steps = []
@@ -172,7 +192,7 @@ def main() -> None:
     def measure() -> None:
         for size in arguments.batch_size:
             if size == 1:
-                instant = Generator(Instant(loaded.generator._model), loaded.tokenizer)  # type: ignore[arg-type]
+                instant = Generator(Instant(loaded.generator.model), loaded.tokenizer)  # type: ignore[arg-type]
                 one_at_a_time("instant model, batch 1", clocks, instant, prompt, params)
                 one_at_a_time("batch 1", clocks, loaded.generator, prompt, params)
             else:
@@ -180,11 +200,11 @@ def main() -> None:
 
     clocks.watch(ffi._lib, "call", "kernels")
     measure()
-    clocks.watch(PrefixCache, "advance", "prefix cache")
+    clocks.watch(Scheduler, "step", "scheduler")
     clocks.watch(Model, "decode", "model")
     clocks.watch(Sampler, "sample", "sampler")
     clocks.watch(BatchSampler, "sample", "sampler")
-    clocks.watch(_Answer, "take", "text and stop strings")
+    clocks.watch(AnswerText, "take", "text and stop strings")
     measure()
 
 

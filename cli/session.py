@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..runtime.errors import UsageError
-from ..runtime.generation import Finish
+from ..runtime.events import Finish
 from .settings import Value, sampling_fields
 
 Message = dict[str, str]

@@ -1,4 +1,4 @@
-"""The four errors that a user can meet; each is one line and maps to an exit code and to an OpenAI error object."""
+"""The errors that a user can meet; each is one line and maps to an exit code and to an OpenAI error object."""
 
 
 class MLCError(Exception):
@@ -28,3 +28,11 @@ class RequestError(MLCError):
 
 class EngineError(MLCError):
     """The engine or the machine cannot do what was asked: out of memory, no C compiler, a closed engine."""
+
+
+class OverloadedError(EngineError):
+    """More is asked for at a time than the engine takes; `retry_after` seconds later it may fit."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

@@ -17,7 +17,11 @@ _MAX_SLOTS = 1 << 31  # slots are numbered with 32 bits
 
 
 class CacheFullError(EngineError):
-    """There are not as many free pages as new tokens need; removing sequences helps."""
+    """There are not as many free pages as new tokens need: `missing` more would do."""
+
+    def __init__(self, message: str, missing: int) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class _Sequence:
@@ -78,11 +82,36 @@ class KVCache:
 
     def available_tokens(self) -> int:
         """Tokens for which there are free pages, if one sequence took them all."""
-        return self._free_pages() * self.page_size
+        return self.free_pages() * self.page_size
 
-    def add(self) -> int:
-        """A new, empty sequence. Raises EngineError when all are taken."""
-        return self._add(_Sequence(0, []))
+    @property
+    def num_pages(self) -> int:
+        """Pages in all."""
+        return self._num_pages
+
+    def add(self, pages: Sequence[int] = ()) -> int:
+        """A new sequence, which begins with full pages that somebody holds. Raises EngineError when all are taken."""
+        sequence = self._add(_Sequence(len(pages) * self.page_size, list(pages)))
+        self.hold(pages)
+        return sequence
+
+    def full_pages(self, sequence: int) -> list[int]:
+        """The pages of a sequence that are full: they stay as they are for as long as anybody holds them."""
+        entry = self._get(sequence)
+        return entry.pages[: entry.length // self.page_size]
+
+    def hold(self, pages: Sequence[int]) -> None:
+        """Keep pages of a sequence for longer than it lasts, until they are released."""
+        for page in pages:
+            self._owners[page] += 1
+
+    def release(self, page: int) -> bool:
+        """Hold a page no longer. Returns whether it is free now."""
+        self._owners[page] -= 1
+        if self._owners[page]:
+            return False
+        self._free.append(page)
+        return True
 
     def fork(self, parent: int, position: int) -> int:
         """A new sequence that shares the first `position` tokens of `parent`; both can go on."""
@@ -172,10 +201,11 @@ class KVCache:
 
     def require_room(self, sequences: Sequence[int], counts: Sequence[int]) -> None:
         """Raise CacheFullError unless every `sequences[i]` can take `counts[i]` more tokens."""
-        needed, free = sum(map(self.pages_needed, sequences, counts)), self._free_pages()
+        needed, free = sum(map(self.pages_needed, sequences, counts)), self.free_pages()
         if needed > free:
             raise CacheFullError(
-                f"the KV cache is full: {free * self.page_size} tokens are free, {needed * self.page_size} are needed"
+                f"the KV cache is full: {free * self.page_size} tokens are free, {needed * self.page_size} are needed",
+                needed - free,
             )
 
     def pages_needed(self, sequence: int, count: int) -> int:
@@ -209,7 +239,8 @@ class KVCache:
         self._sequences[sequence] = entry
         return sequence
 
-    def _free_pages(self) -> int:
+    def free_pages(self) -> int:
+        """Pages that nobody holds."""
         return self._num_pages - len(self._owners) + len(self._free)
 
     def _take_page(self) -> int:
@@ -251,9 +282,7 @@ class KVCache:
     def _drop(self, entry: _Sequence, keep: int) -> None:
         """Give up all pages of a sequence but the first `keep`."""
         for page in reversed(entry.pages[keep:]):
-            self._owners[page] -= 1
-            if not self._owners[page]:
-                self._free.append(page)
+            self.release(page)
         del entry.pages[keep:]
 
     def _list_pages(self, sequences: Sequence[int]) -> None:

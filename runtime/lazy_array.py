@@ -66,3 +66,12 @@ class LazyArray:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.numpy(), name)
+
+
+def first_columns(array: "npt.NDArray[np.float32] | LazyArray", count: int) -> "npt.NDArray[np.float32] | LazyArray":
+    """The first `count` numbers of each row of [rows, size], or of [size] as the only one."""
+    if array.shape[-1] == count:
+        return array
+    if isinstance(array, LazyArray):
+        return LazyArray(array.address, (*array.shape[:-1], count), array.owner, array.stride)
+    return array[..., :count]

@@ -24,6 +24,19 @@ if TYPE_CHECKING:
 Logits: TypeAlias = "npt.NDArray[np.float32] | LazyArray"
 
 
+class Pages(Protocol):
+    """What the prefix cache needs of a KV cache; `KVCache` is the one of compiled libraries."""
+
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def num_pages(self) -> int: ...
+    def free_pages(self) -> int: ...
+    def full_pages(self, sequence: int) -> list[int]: ...
+    def hold(self, pages: Sequence[int]) -> None: ...
+    def release(self, page: int) -> bool: ...
+
+
 class LanguageModel(Protocol):
     """What generation needs of a model; `Model` is the one that runs compiled libraries."""
 
@@ -34,8 +47,12 @@ class LanguageModel(Protocol):
     @property
     def max_num_sequence(self) -> int: ...
     @property
+    def prefill_chunk_size(self) -> int: ...
+    @property
     def sampling(self) -> SamplingKernels: ...
-    def add_sequence(self) -> int: ...
+    @property
+    def pages(self) -> Pages: ...
+    def add_sequence(self, pages: Sequence[int] = ()) -> int: ...
     def fork_sequence(self, parent: int, position: int) -> int: ...
     def remove_sequence(self, sequence: int) -> None: ...
     def pop(self, sequence: int, count: int) -> None: ...
@@ -52,13 +69,13 @@ class Model:
         self.context_window = context_window
         self.vocab_size = min(metadata.active_vocab_size, metadata.vocab_size)
         self.max_num_sequence = cache.max_num_sequence
+        self.prefill_chunk_size = metadata.prefill_chunk_size
+        self.pages = cache
         self.sampling: SamplingKernels = LibrarySampling(library, metadata.vocab_size, cache.max_num_sequence)
         self._library = library
         self._params = params
-        self._cache = cache
         self._functions = {name: library[name] for name in ("prefill", "decode", "batch_decode")}
-        self._chunk = metadata.prefill_chunk_size
-        room = max(self._chunk, cache.max_num_sequence)
+        room = max(self.prefill_chunk_size, cache.max_num_sequence)
         self._tokens = Arena(4 * room + ALIGNMENT).tensor((room,), "int32")
         self._token_buffer = self._tokens.bytes().cast("i")
         self._decoders: dict[int, Callable[[], Tensor]] = {}  # by the number of sequences
@@ -95,32 +112,32 @@ class Model:
         )
         return cls(library, params, cache, min(metadata.context_window_size, max_total_sequence_length))
 
-    def add_sequence(self) -> int:
-        """A new, empty sequence. Raises EngineError when all are taken."""
-        return self._cache.add()
+    def add_sequence(self, pages: Sequence[int] = ()) -> int:
+        """A new sequence, which begins with full pages of others. Raises EngineError when all are taken."""
+        return self.pages.add(pages)
 
     def fork_sequence(self, parent: int, position: int) -> int:
         """A new sequence that shares the first `position` tokens of `parent`."""
-        return self._cache.fork(parent, position)
+        return self.pages.fork(parent, position)
 
     def remove_sequence(self, sequence: int) -> None:
         """Forget a sequence."""
-        self._cache.remove(sequence)
+        self.pages.remove(sequence)
 
     def pop(self, sequence: int, count: int) -> None:
         """Take the last `count` tokens of a sequence back."""
-        self._cache.pop(sequence, count)
+        self.pages.pop(sequence, count)
 
     def available_tokens(self) -> int:
         """Tokens for which the cache has room, if one sequence took them all."""
-        return self._cache.available_tokens()
+        return self.pages.available_tokens()
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Logits:
         """Append tokens to a sequence. Returns the logits after the last one, [vocab]."""
         self._check_tokens(tokens)
-        self._cache.require_room([sequence], [len(tokens)])  # for all of them, before the first is computed
-        for start in range(0, len(tokens), self._chunk):
-            logits = self._forward("prefill", sequence, tokens[start : start + self._chunk])
+        self.pages.require_room([sequence], [len(tokens)])  # for all of them, before the first is computed
+        for start in range(0, len(tokens), self.prefill_chunk_size):
+            logits = self._forward("prefill", sequence, tokens[start : start + self.prefill_chunk_size])
         return LazyArray(logits.address, (self.vocab_size,), logits)
 
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits:
@@ -133,7 +150,7 @@ class Model:
         if len(sequences) != count or (count > 1 and len(set(sequences)) != count):
             raise EngineError(f"{count} tokens for {len(set(sequences))} sequences: each takes one")
         decode = self._decoders.get(count) or self._decoder(count)
-        self._cache.begin_decode(sequences)
+        self.pages.begin_decode(sequences)
         ids = self._token_buffer
         for row, token in enumerate(tokens):
             ids[row] = token
@@ -149,11 +166,11 @@ class Model:
         import numpy as np
 
         self._check_tokens(tokens)
-        self._cache.require_room([sequence], [len(tokens)])
+        self.pages.require_room([sequence], [len(tokens)])
         self._functions.setdefault("batch_verify", self._library["batch_verify"])
         parts = []
-        for start in range(0, len(tokens), self._chunk):
-            logits = self._forward("batch_verify", sequence, tokens[start : start + self._chunk])
+        for start in range(0, len(tokens), self.prefill_chunk_size):
+            logits = self._forward("batch_verify", sequence, tokens[start : start + self.prefill_chunk_size])
             parts.append(logits.numpy()[0, :, : self.vocab_size])
         return np.concatenate(parts)
 
@@ -161,7 +178,7 @@ class Model:
         """One pass of the library's function `name` over new tokens of a sequence."""
         count = len(tokens)
         self._token_buffer[:count] = array("i", tokens)
-        state = self._cache.begin_forward([sequence], [count])
+        state = self.pages.begin_forward([sequence], [count])
         try:
             logits: Tensor = self._functions[name](self._tokens.view((count,)), state, self._params)
             return logits
@@ -172,14 +189,14 @@ class Model:
     def _decoder(self, count: int) -> Callable[[], Tensor]:
         """The pass that takes the first `count` numbers of the token buffer for those of as many sequences."""
         name = "decode" if count == 1 else "batch_decode"
-        arguments = self._tokens.view((count,)), self._cache.decode_tensors(count), self._params
+        arguments = self._tokens.view((count,)), self.pages.decode_tensors(count), self._params
         self._decoders[count] = self._functions[name].prepared(*arguments)
         return self._decoders[count]
 
     def _give_up(self, name: str, sequences: Sequence[int], error: BaseException) -> None:
         """Remove the sequences of a pass that failed, half written as they are. Raises EngineError for an Exception."""
         for sequence in sequences:
-            self._cache.remove(sequence)
+            self.pages.remove(sequence)
         if isinstance(error, Exception):
             raise EngineError(f"the model's function {name!r} failed: {one_line(error)}") from None
 

@@ -1,143 +1,93 @@
-"""Which text each sequence of the KV cache holds, so that a prompt that begins like one is not computed again."""
+"""Which pages of the KV cache hold the beginnings of which texts, so that these are not computed again.
 
-import threading
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+A tree: each node is a full page, found under its parent by the tokens in it. Texts that begin alike share nodes, and
+sequences that begin with a text share its pages. The tree holds on to its pages; those that have not been used for the
+longest time are given up when room is needed, the ends of texts before their beginnings.
+"""
 
-from .errors import EngineError
-from .kv_cache import CacheFullError
-from .model import LanguageModel, Logits
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 
-# What is shared in part only is copied; below a page of the KV cache that would be all.
-MIN_SHARED_TOKENS = 16
+from .model import Pages
 
 
-@dataclass(eq=False)
-class _Entry:
-    """A sequence of the KV cache and the tokens whose keys and values it holds."""
+class _Node:
+    __slots__ = ("children", "key", "page", "parent")
 
-    sequence: int
-    tokens: list[int]
-    lease: "Lease | None"
-    last_use: int = 0
-
-
-@dataclass(eq=False)
-class Lease:
-    """One generation's claim on a sequence. The sequence may be taken away; the next `advance` makes it again."""
-
-    cached_tokens: int | None = None  # how much of the first text was there already
-    entry: _Entry | None = field(default=None, repr=False)
+    def __init__(self, parent: "_Node | None", key: tuple[int, ...], page: int) -> None:
+        self.parent, self.key, self.page = parent, key, page
+        self.children: dict[tuple[int, ...], _Node] = {}
 
 
 class PrefixCache:
-    """Hands the model's sequences to generations, and keeps them afterwards until their room is needed.
+    """The beginnings of texts whose keys and values are there. Not for several threads at once."""
 
-    A generation only says what its text is (`advance`). Where a kept sequence begins with the same tokens it is taken
-    back to where they part, or shared if that would throw away more than it saves. When sequences or pages run out,
-    the least recently used text goes: one that no generation uses, else that of another generation, which is computed
-    again when that one goes on. So any number of generations can be open at once. Safe to use from several threads.
-    """
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self._root = _Node(None, (), -1)
+        # Least recently used first. A node is never used without its parents, which come after it: the first is a leaf.
+        self._by_use: OrderedDict[_Node, None] = OrderedDict()
 
-    def __init__(self, model: LanguageModel) -> None:
-        self._model = model
-        self._entries: list[_Entry] = []
-        self._lock = threading.Lock()
-        self._clock = 0
+    def __len__(self) -> int:
+        """How many pages are kept."""
+        return len(self._by_use)
 
-    def advance(self, lease: Lease, tokens: Sequence[int]) -> Logits:
-        """The logits after `tokens`, [vocab], of which those of the lease's last call are a prefix.
+    def find(self, tokens: Sequence[int]) -> list[int]:
+        """The pages that hold the longest known beginning of `tokens`."""
+        path = list(self._walk(tokens))
+        self._use(path)
+        return [node.page for node in path]
 
-        Raises EngineError when the tokens do not fit even into an empty cache, or the model fails.
-        """
-        with self._lock:
-            entry = lease.entry
-            if entry is None:
-                entry = self._find(tokens)
-                entry.lease, lease.entry = lease, entry
-                if lease.cached_tokens is None:
-                    lease.cached_tokens = len(entry.tokens)
-            self._clock += 1
-            entry.last_use = self._clock
-            try:
-                return self._compute(entry, tokens[len(entry.tokens) :])
-            except BaseException:  # an interrupted pass leaves the sequence half written
-                self._remove(entry)
-                raise
+    def keep(self, tokens: Sequence[int], pages: Sequence[int]) -> None:
+        """Keep `pages`, which hold the beginning of `tokens`, each full; not those whose tokens are known already."""
+        size = self._pages.page_size
+        path = list(self._walk(tokens[: len(pages) * size]))
+        parent = path[-1] if path else self._root
+        for index in range(len(path), len(pages)):
+            node = _Node(parent, tuple(tokens[index * size : (index + 1) * size]), pages[index])
+            self._pages.hold((node.page,))
+            parent.children[node.key] = node
+            path.append(node)
+            parent = node
+        self._use(path)
 
-    def close(self, lease: Lease) -> None:
-        """The generation has ended; its text stays for the next one."""
-        with self._lock:
-            if lease.entry is not None:
-                lease.entry.lease = None
-                lease.entry = None
-
-    def _compute(self, entry: _Entry, tokens: Sequence[int]) -> Logits:
-        while True:
-            try:
-                if len(tokens) == 1 and entry.tokens:
-                    logits: Logits = self._model.decode([entry.sequence], tokens)[0]
-                else:
-                    logits = self._model.prefill(entry.sequence, tokens)
-            except CacheFullError:
-                if len(self._entries) == 1:
-                    raise
-                self._remove(self._least_useful(entry))
+    def make_room(self, count: int) -> int:
+        """Give up pages until `count` more are free, or all that nobody else holds. Returns how many are free now."""
+        freed = 0
+        for node in list(self._by_use):
+            if freed >= count:
+                break
+            if node.children:  # one of them is in use
+                continue
+            if self._pages.release(node.page):
+                freed += 1
+                self._forget(node)
             else:
-                entry.tokens.extend(tokens)
-                return logits
+                self._pages.hold((node.page,))
+        return freed
 
-    def _find(self, tokens: Sequence[int]) -> _Entry:
-        """A sequence that holds a prefix of `tokens` and is nobody's; at least one token is left to compute."""
-        common = {entry: _common_length(entry.tokens, tokens[:-1]) for entry in self._entries}
-        idle = [entry for entry in self._entries if entry.lease is None]
-        best = max(idle, key=lambda entry: (common[entry], -entry.last_use), default=None)
-        if best is not None and 0 < len(best.tokens) <= 2 * common[best]:
-            return self._rewind(best, common[best])
-        if len(self._entries) < self._model.max_num_sequence:
-            return self._share(common) or self._add()
-        if best is not None:
-            return self._rewind(best, common[best])
-        self._remove(self._least_useful(None))
-        return self._add()
+    def clear(self) -> None:
+        """Give up everything."""
+        for node in self._by_use:
+            self._pages.release(node.page)
+        self._by_use.clear()
+        self._root.children.clear()
 
-    def _add(self) -> _Entry:
-        entry = _Entry(self._model.add_sequence(), [], None)
-        self._entries.append(entry)
-        return entry
+    def _walk(self, tokens: Sequence[int]) -> Iterator[_Node]:
+        size, node = self._pages.page_size, self._root
+        for start in range(0, len(tokens) - size + 1, size):
+            child = node.children.get(tuple(tokens[start : start + size]))
+            if child is None:
+                return
+            yield child
+            node = child
 
-    def _share(self, common: dict[_Entry, int]) -> _Entry | None:
-        """A new sequence on the longest beginning that another one has, None where that is not worth it."""
-        parent = max(common, key=common.__getitem__, default=None)
-        if parent is None or common[parent] < MIN_SHARED_TOKENS:
-            return None
-        sequence = self._model.fork_sequence(parent.sequence, common[parent])
-        entry = _Entry(sequence, parent.tokens[: common[parent]], None)
-        self._entries.append(entry)
-        return entry
+    def _use(self, path: list[_Node]) -> None:
+        for node in reversed(path):
+            self._by_use[node] = None
+            self._by_use.move_to_end(node)
 
-    def _rewind(self, entry: _Entry, length: int) -> _Entry:
-        """A sequence, taken back to its first `length` tokens."""
-        self._model.pop(entry.sequence, len(entry.tokens) - length)
-        del entry.tokens[length:]
-        return entry
-
-    def _least_useful(self, keep: _Entry | None) -> _Entry:
-        others = (entry for entry in self._entries if entry is not keep)
-        return min(others, key=lambda entry: (entry.lease is not None, entry.last_use))
-
-    def _remove(self, entry: _Entry) -> None:
-        self._entries.remove(entry)
-        if entry.lease is not None:
-            entry.lease.entry = None
-        with suppress(EngineError):  # the model has removed it already after a pass that failed
-            self._model.remove_sequence(entry.sequence)
-
-
-def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two texts have in common from their start."""
-    length = min(len(first), len(second))
-    if first[:length] == second[:length]:
-        return length
-    return next(i for i in range(length) if first[i] != second[i])
+    def _forget(self, node: _Node) -> None:
+        assert node.parent is not None
+        del node.parent.children[node.key]
+        del self._by_use[node]

@@ -144,15 +144,24 @@ class BatchSampler:
         # requests that change their logits choose by themselves, and then take a number
         self._uniforms = [itertools.repeat(0.0) if sampler.adjusts else sampler.uniforms for sampler in samplers]
 
-    def sample(self, logits: Logits) -> list[Sampled]:
-        """The next token of each request, from its row of `logits` [requests, vocab_size]. Raises EngineError."""
+    def sample(self, logits: Logits) -> "list[Sampled | EngineError]":
+        """The next token of each request, from its row of `logits` [requests, vocab_size], or what is wrong with it.
+
+        Raises EngineError for logits of another shape.
+        """
         if logits.shape != self._shape:
             raise EngineError(f"the model gave logits of shape {logits.shape}; expected {list(self._shape)}")
         tokens = self._draws.choose(LazyArray.over(logits), list(map(next, self._uniforms)))
         if self._plain and min(tokens) >= 0:
             return [Sampled(token) for token in tokens]
-        rows = enumerate(zip(self._samplers, tokens, strict=True))
-        return [s.sample(logits[i]) if s.adjusts else s.take(token, logits[i], logits[i]) for i, (s, token) in rows]
+        return [_row(sampler, tokens[i], logits[i]) for i, sampler in enumerate(self._samplers)]
+
+
+def _row(sampler: Sampler, token: int, logits: Logits) -> Sampled | EngineError:
+    try:
+        return sampler.sample(logits) if sampler.adjusts else sampler.take(token, logits, logits)
+    except EngineError as error:
+        return error
 
 
 def _uniforms(seed: int) -> Iterator[float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..runtime.artifact import ChatConfig
 from ..runtime.errors import RequestError
-from ..runtime.generation import Event
+from ..runtime.events import Event
 from ..runtime.sampling_params import SamplingParams
 from ..templates import ConversationError, validate_messages
 from .loading import LoadedModel

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..runtime.errors import RequestError
-from ..runtime.generation import Delta as TextDelta
-from ..runtime.generation import Event, RankedToken
-from ..runtime.generation import TokenLogprob as GeneratedLogprob
+from ..runtime.events import Delta as TextDelta
+from ..runtime.events import Event, RankedToken
+from ..runtime.events import TokenLogprob as GeneratedLogprob
 from .answer import answer
 from .loading import LoadedModel
 from .protocol import (

@@ -13,7 +13,7 @@ from .config import EngineConfig, Mode
 from .loading import LoadedModel, load_model
 
 if TYPE_CHECKING:
-    from ..runtime.generation import Event
+    from ..runtime.events import Event
     from .chat import Chat
     from .protocol import ChatCompletionRequest, ChatCompletionStreamResponse
 
@@ -27,7 +27,8 @@ class MLCEngine:
             response = engine.chat.completions.create(messages=[{"role": "user", "content": "Hello!"}])
             print(response.choices[0].message.content)
 
-    Any number of streams can be open at a time, also from several threads; the model computes for one after another.
+    Any number of streams can be open at a time, also from several threads: whoever waits for the next piece of one has
+    the model work on all of them at once. A stream that nobody reads waits after some hundred pieces.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from mlc_llm.runtime.errors import RequestError
-from mlc_llm.runtime.generation import Delta, Finish
+from mlc_llm.runtime.events import Delta, Finish
 
 CONTEXT = 64
 

@@ -13,6 +13,65 @@ from mlc_llm.runtime.model import Logits
 PAGE = 4
 
 
+class FakePages:
+    """Pages by number, each with the tokens in it and how many hold it."""
+
+    page_size = PAGE
+
+    def __init__(self, count: int) -> None:
+        self.num_pages = count
+        self.owners: dict[int, int] = {}
+        self.tokens: dict[int, list[int]] = {}
+        self.sequences: dict[int, list[int]] = {}  # the pages of each
+        self._ids = itertools.count()
+
+    def free_pages(self) -> int:
+        return self.num_pages - len(self.owners)
+
+    def full_pages(self, sequence: int) -> list[int]:
+        if sequence not in self.sequences:
+            raise EngineError("no such sequence")
+        return [page for page in self.sequences[sequence] if len(self.tokens[page]) == PAGE]
+
+    def hold(self, pages: Sequence[int]) -> None:
+        for page in pages:
+            assert page in self.owners
+            self.owners[page] += 1
+
+    def release(self, page: int) -> bool:
+        self.owners[page] -= 1
+        if self.owners[page]:
+            return False
+        del self.owners[page], self.tokens[page]
+        return True
+
+    def text(self, sequence: int) -> list[int]:
+        return [token for page in self.sequences[sequence] for token in self.tokens[page]]
+
+    def append(self, sequence: int, tokens: Sequence[int]) -> None:
+        pages = self.sequences[sequence]
+        last = pages[-1] if pages else None
+        room = PAGE - len(self.tokens[last]) if last is not None else 0
+        missing = -(-(len(tokens) - room) // PAGE) - self.free_pages()
+        if missing > 0:
+            raise CacheFullError("the cache is full", missing)
+        for token in tokens:
+            if not pages or len(self.tokens[pages[-1]]) == PAGE:
+                page = next(self._ids)
+                self.owners[page], self.tokens[page] = 1, []
+                pages.append(page)
+            assert self.owners[pages[-1]] == 1, "a page that is shared is written to"
+            self.tokens[pages[-1]].append(token)
+
+    def pop(self, sequence: int, count: int) -> None:
+        kept = self.text(sequence)
+        kept = kept[: len(kept) - count]
+        for page in self.sequences[sequence]:
+            self.release(page)
+        self.sequences[sequence] = []
+        self.append(sequence, kept)
+
+
 class FakeModel:
     """Its logits are a function of the tokens that a sequence holds, and its cache has pages that run out."""
 
@@ -24,64 +83,73 @@ class FakeModel:
         context_window: int = 64,
         max_num_sequence: int = 4,
         pages: int = 64,
+        prefill_chunk_size: int = 1024,
     ) -> None:
         self.vocab_size, self.context_window, self.max_num_sequence = vocab_size, context_window, max_num_sequence
+        self.prefill_chunk_size = prefill_chunk_size
         self.sampling = NumpySampling()
-        self.sequences: dict[int, list[int]] = {}
         self.computed: list[int] = []  # how many tokens each pass took
         self.passes: list[str] = []
+        self.batches: list[int] = []  # how many answers each decoding pass was for
+        self.texts: list[list[int]] = []  # what the sequence of each pass held after it
         self.fail_after: int | None = None  # passes
-        self._pages = pages
+        self.pages = FakePages(pages)
         self._ids = itertools.count(1)
         self._logits = logits or self._hashed
+
+    @property
+    def sequences(self) -> dict[int, list[int]]:
+        """The tokens of each sequence."""
+        return {sequence: self.pages.text(sequence) for sequence in self.pages.sequences}
 
     def _hashed(self, tokens: tuple[int, ...]) -> Logits:
         random = np.random.default_rng(list(tokens))
         return random.standard_normal(self.vocab_size).astype(np.float32) * 3
 
-    def free_pages(self) -> int:
-        return self._pages - sum(-(-len(tokens) // PAGE) for tokens in self.sequences.values())
-
-    def add_sequence(self) -> int:
-        if len(self.sequences) >= self.max_num_sequence:
+    def add_sequence(self, pages: Sequence[int] = ()) -> int:
+        if len(self.pages.sequences) >= self.max_num_sequence:
             raise EngineError("all sequences are in use")
         sequence = next(self._ids)
-        self.sequences[sequence] = []
+        self.pages.hold(pages)
+        self.pages.sequences[sequence] = list(pages)
         return sequence
 
     def fork_sequence(self, parent: int, position: int) -> int:
-        sequence = self.add_sequence()
-        self.sequences[sequence] = self.sequences[parent][:position]
+        whole, rest = divmod(position, PAGE)
+        sequence = self.add_sequence(self.pages.sequences[parent][:whole])
+        self.pages.append(sequence, self.pages.text(parent)[position - rest : position])
         self.passes.append("fork")
         return sequence
 
     def remove_sequence(self, sequence: int) -> None:
-        if self.sequences.pop(sequence, None) is None:
+        if sequence not in self.pages.sequences:
             raise EngineError("no such sequence")
+        for page in self.pages.sequences.pop(sequence):
+            self.pages.release(page)
 
     def pop(self, sequence: int, count: int) -> None:
-        tokens = self.sequences[sequence]
-        assert 0 <= count <= len(tokens)
-        del tokens[len(tokens) - count :]
+        self.pages.pop(sequence, count)
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Logits:
         return self._forward("prefill", sequence, tokens)
 
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits:
+        full = [sequence for sequence in sequences if len(self.pages.text(sequence)) % PAGE == 0]
+        if len(full) > self.pages.free_pages():
+            raise CacheFullError("the cache is full", len(full) - self.pages.free_pages())
+        self.batches.append(len(sequences))
         parts = [self._forward("decode", *pair) for pair in zip(sequences, [[token] for token in tokens], strict=True)]
         return np.stack(parts)
 
     def _forward(self, name: str, sequence: int, tokens: Sequence[int]) -> Logits:
-        held = len(self.sequences[sequence])
-        if -(-(held + len(tokens)) // PAGE) - -(-held // PAGE) > self.free_pages():
-            raise CacheFullError("the cache is full")
         if self.fail_after is not None and len(self.passes) >= self.fail_after:
             self.remove_sequence(sequence)
             raise EngineError("the model failed")
-        self.sequences[sequence].extend(tokens)
+        self.pages.append(sequence, tokens)
         self.passes.append(name)
         self.computed.append(len(tokens))
-        return self._logits(tuple(self.sequences[sequence]))
+        self.texts.append(self.pages.text(sequence))
+        return self._logits(tuple(self.texts[-1]))
 
 
 def says(answer: Sequence[int], vocab_size: int = 259) -> Callable[[tuple[int, ...]], Logits]:

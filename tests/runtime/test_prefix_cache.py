@@ -1,164 +1,117 @@
-"""Kept texts save work, and never change an answer, however few sequences and pages there are."""
+"""Kept beginnings are found again as far as their pages go, and make room in the order of their use."""
 
 import random
 
-import numpy as np
 import pytest
-from fake_model import FakeModel
+from fake_model import PAGE, FakePages
 
-from mlc_llm.runtime.errors import EngineError
-from mlc_llm.runtime.prefix_cache import MIN_SHARED_TOKENS, Lease, PrefixCache
+from mlc_llm.runtime.prefix_cache import PrefixCache
 
 TEXT = list(range(1, 200))
 
 
-def used_once(cache: PrefixCache, tokens: list[int]) -> Lease:
-    lease = Lease()
-    cache.advance(lease, tokens)
-    cache.close(lease)
-    return lease
+class Texts:
+    """A prefix cache, and sequences that fill pages for it."""
+
+    def __init__(self, pages: int = 64) -> None:
+        self.pages = FakePages(pages)
+        self.cache = PrefixCache(self.pages)
+
+    def begin(self, tokens: list[int]) -> int:
+        """A sequence with these tokens, which shares what is known."""
+        found = self.cache.find(tokens)
+        self.pages.hold(found)
+        sequence = len(self.pages.sequences)
+        self.pages.sequences[sequence] = found
+        self.pages.append(sequence, tokens[len(found) * PAGE :])
+        assert self.pages.text(sequence) == tokens
+        self.cache.keep(tokens, self.pages.full_pages(sequence))
+        return sequence
+
+    def end(self, sequence: int) -> None:
+        for page in self.pages.sequences[sequence]:
+            self.pages.release(page)
+        self.pages.sequences[sequence] = []
+
+    def known(self, tokens: list[int]) -> int:
+        """Tokens of the beginning that is known."""
+        return len(self.cache.find(tokens)) * PAGE
 
 
-def test_a_text_that_goes_on_is_not_computed_again() -> None:
-    model = FakeModel()
-    cache = PrefixCache(model)
-    assert used_once(cache, TEXT[:20]).cached_tokens == 0
-    assert used_once(cache, TEXT[:30]).cached_tokens == 20
-    assert model.computed == [20, 10]
+def test_a_text_is_known_as_far_as_its_pages_are_full() -> None:
+    texts = Texts()
+    texts.end(texts.begin(TEXT[:22]))
+    assert texts.known(TEXT[:22]) == texts.known(TEXT) == 20
+    assert texts.known(TEXT[:19]) == 16
+    assert texts.known([*TEXT[:10], 200, *TEXT[11:]]) == 8
+    assert texts.known([200, *TEXT]) == texts.known([]) == 0
+    assert texts.pages.free_pages() == 64 - 5
 
 
-def test_the_same_text_again_computes_its_last_token_only() -> None:
-    model = FakeModel()
-    cache = PrefixCache(model)
-    used_once(cache, TEXT[:20])
-    assert used_once(cache, TEXT[:20]).cached_tokens == 19
-    assert model.computed == [20, 1]
-    assert len(model.sequences) == 1
+def test_texts_that_begin_alike_share_pages() -> None:
+    texts = Texts()
+    first, second = texts.begin(TEXT[:16]), texts.begin([*TEXT[:8], 201, 202, 203, 204])
+    assert texts.pages.sequences[first][:2] == texts.pages.sequences[second][:2]
+    assert len(texts.cache) == 5
 
 
-def test_a_text_that_turns_off_goes_back_to_where_it_did() -> None:
-    model = FakeModel()
-    cache = PrefixCache(model)
-    used_once(cache, TEXT[:20])
-    assert used_once(cache, [*TEXT[:15], 200, 201]).cached_tokens == 15
-    assert list(model.sequences.values()) == [[*TEXT[:15], 200, 201]]
+def test_two_that_computed_the_same_keep_it_once() -> None:
+    texts = Texts()
+    texts.begin(TEXT[:8])
+    texts.pages.sequences[1] = []
+    texts.pages.append(1, TEXT[:12])
+    texts.cache.keep(TEXT[:12], texts.pages.full_pages(1))
+    assert len(texts.cache) == 3
+    texts.end(1)
+    assert texts.known(TEXT[:12]) == 12
+    assert texts.pages.free_pages() == 64 - 3
 
 
-def test_a_long_text_is_not_thrown_away_for_a_short_beginning() -> None:
-    model = FakeModel()
-    cache = PrefixCache(model)
-    used_once(cache, TEXT[:50])
-    assert used_once(cache, [*TEXT[:10], 200]).cached_tokens == 0
-    assert used_once(cache, TEXT[:51]).cached_tokens == 50
-    assert "fork" not in model.passes
+def test_the_ends_of_the_oldest_texts_make_room_first() -> None:
+    texts = Texts(pages=6)
+    for text in (TEXT[:8], TEXT[20:28], TEXT[40:44]):
+        texts.end(texts.begin(text))
+    texts.known(TEXT[:4])
+    assert texts.cache.make_room(3) == 3
+    assert [texts.known(text) for text in (TEXT[:8], TEXT[20:28], TEXT[40:44])] == [4, 0, 4]
+    assert texts.pages.free_pages() == 4
 
 
-def test_a_long_beginning_is_shared() -> None:
-    model = FakeModel(pages=200)
-    cache = PrefixCache(model)
-    used_once(cache, TEXT)
-    assert used_once(cache, [*TEXT[:MIN_SHARED_TOKENS], 250]).cached_tokens == MIN_SHARED_TOKENS
-    assert model.passes == ["prefill", "fork", "decode"]
-    assert used_once(cache, [*TEXT, 251]).cached_tokens == len(TEXT)
+def test_pages_in_use_make_no_room() -> None:
+    texts = Texts()
+    running = texts.begin(TEXT[:12])
+    texts.end(texts.begin(TEXT[:16]))
+    assert texts.cache.make_room(10) == 1
+    assert texts.known(TEXT[:16]) == 12
+    texts.end(running)
+    assert texts.cache.make_room(10) == 3
+    assert texts.pages.free_pages() == 64
 
 
-def test_a_text_in_use_is_shared_but_never_changed() -> None:
-    model = FakeModel()
-    cache = PrefixCache(model)
-    first, second = Lease(), Lease()
-    cache.advance(first, TEXT[:80])
-    cache.advance(second, [*TEXT[:80], 250])
-    assert (first.cached_tokens, second.cached_tokens) == (0, 80)
-    cache.advance(first, [*TEXT[:80], 251])
-    assert sorted(model.sequences.values()) == [[*TEXT[:80], 250], [*TEXT[:80], 251]]
+def test_nothing_is_left_after_clearing() -> None:
+    texts = Texts()
+    texts.end(texts.begin(TEXT))
+    texts.cache.clear()
+    assert (texts.known(TEXT), len(texts.cache), texts.pages.free_pages()) == (0, 0, 64)
 
 
-def test_the_oldest_text_makes_room_for_a_new_one() -> None:
-    model = FakeModel(max_num_sequence=2)
-    cache = PrefixCache(model)
-    used_once(cache, [1, 2, 3])
-    used_once(cache, [4, 5, 6])
-    used_once(cache, [7, 8, 9])
-    assert sorted(model.sequences.values()) == [[4, 5, 6], [7, 8, 9]]
-
-
-def test_the_text_with_the_most_in_common_is_taken_when_there_is_no_room() -> None:
-    model = FakeModel(max_num_sequence=2)
-    cache = PrefixCache(model)
-    used_once(cache, TEXT[:50])
-    used_once(cache, [7, 8, 9])
-    assert used_once(cache, [*TEXT[:10], 250]).cached_tokens == 10
-    assert sorted(model.sequences.values()) == [[*TEXT[:10], 250], [7, 8, 9]]
-
-
-def test_pages_are_taken_from_texts_that_nobody_uses_first() -> None:
-    model = FakeModel(pages=6)
-    cache = PrefixCache(model)
-    running = Lease()
-    cache.advance(running, TEXT[:8])
-    used_once(cache, [50, *TEXT[:8]])
-    new = Lease()
-    cache.advance(new, [60, *TEXT[:11]])
-    assert sorted(model.sequences.values()) == [TEXT[:8], [60, *TEXT[:11]]]
-
-
-def test_a_text_in_use_comes_back_after_it_had_to_make_room() -> None:
-    model = FakeModel(max_num_sequence=1)
-    cache = PrefixCache(model)
-    first, second = Lease(), Lease()
-    cache.advance(first, [1, 2, 3])
-    cache.advance(second, [4, 5])
-    assert first.entry is None
-    logits = cache.advance(first, [1, 2, 3, 4])
-    np.testing.assert_array_equal(logits, model._hashed((1, 2, 3, 4)))
-    assert first.cached_tokens == 0
-
-
-def test_a_text_that_no_cache_can_hold_is_an_error_and_leaves_nothing() -> None:
-    model = FakeModel(pages=3)
-    cache = PrefixCache(model)
-    with pytest.raises(EngineError, match="the cache is full"):
-        cache.advance(Lease(), TEXT[:13])
-    assert not model.sequences
-
-
-def test_after_a_pass_that_failed_the_text_is_computed_again() -> None:
-    model = FakeModel()
-    cache = PrefixCache(model)
-    lease = Lease()
-    cache.advance(lease, [1, 2])
-    model.fail_after = 1
-    with pytest.raises(EngineError, match="the model failed"):
-        cache.advance(lease, [1, 2, 3])
-    assert lease.entry is None
-    assert not model.sequences
-    model.fail_after = None
-    np.testing.assert_array_equal(cache.advance(lease, [1, 2, 3]), model._hashed((1, 2, 3)))
-    cache.close(lease)
-    cache.close(lease)  # nothing left to close
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_whatever_happens_the_logits_are_those_of_the_text(seed: int) -> None:
-    """Many generations at once on a small model: each sees the logits of its own tokens, at every step."""
+@pytest.mark.parametrize("seed", range(5))
+def test_pages_hold_what_they_are_found_for(seed: int) -> None:
+    """Many texts that grow out of each other, on few pages."""
     chance = random.Random(seed)
-    model = FakeModel(max_num_sequence=chance.randint(1, 3), pages=40)
-    cache = PrefixCache(model)
-    running: list[tuple[Lease, list[int]]] = []
-    texts: list[list[int]] = [[1]]
-    for _ in range(400):
-        if len(running) < 4 and chance.random() < 0.3:
-            text = list(chance.choice(texts))
-            text = [
-                *text[: chance.randint(0, len(text))],
-                *(chance.randint(1, 250) for _ in range(chance.randint(1, 70))),
-            ]
-            running.append((Lease(), text[:140]))
-        if running and chance.random() < 0.2:
-            lease, tokens = running.pop(chance.randrange(len(running)))
-            cache.close(lease)
-            texts.append(tokens)
-        for lease, tokens in running:
-            np.testing.assert_array_equal(cache.advance(lease, tokens), model._hashed(tuple(tokens)))
-            if len(tokens) < 150:
-                tokens.append(chance.randint(1, 250))
+    texts = Texts(pages=40)
+    running: list[int] = []
+    for _ in range(300):
+        while running and (chance.random() < 0.3 or texts.pages.free_pages() < 12):
+            texts.end(running.pop(chance.randrange(len(running))))
+            if texts.pages.free_pages() < 12:
+                texts.cache.make_room(12 - texts.pages.free_pages())
+        if texts.cache.make_room(0) or texts.pages.free_pages() < 12:
+            texts.cache.make_room(12 - texts.pages.free_pages())
+        if texts.pages.free_pages() >= 12:
+            text = [chance.randint(1, 2) for _ in range(chance.randint(1, 40))]
+            running.append(texts.begin(text))
+    for sequence in running:
+        texts.end(sequence)
+    texts.cache.clear()
+    assert texts.pages.free_pages() == 40

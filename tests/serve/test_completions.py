@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import pytest
+from fake_model import PAGE
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from mlc_llm.runtime.errors import EngineError, RequestError
@@ -63,7 +64,7 @@ def test_the_prompt_is_the_rendered_conversation(scripted: Any, tokenizer: Any) 
     ]
     response = engine.chat.completions.create(messages=messages, max_tokens=1)
     prompt = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n"
-    assert list(engine.fake.sequences.values()) == [tokenizer.encode(prompt)]
+    assert engine.fake.texts[-1] == tokenizer.encode(prompt)
     assert response.usage.prompt_tokens == len(tokenizer.encode(prompt))
 
 
@@ -112,7 +113,7 @@ def test_several_turns_reuse_what_was_computed(scripted: Any) -> None:
     conversation = [*USER, {"role": "assistant", "content": text(first)}, {"role": "user", "content": "And?"}]
     second = engine.chat.completions.create(messages=conversation, max_tokens=5)
     assert first.usage.prompt_tokens_details.cached_tokens == 0
-    assert second.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens
+    assert second.usage.prompt_tokens_details.cached_tokens > first.usage.prompt_tokens - PAGE
     again = scripted().chat.completions.create(messages=conversation, max_tokens=5)
     assert text(again) == text(second)
 
@@ -212,9 +213,9 @@ def test_a_closed_stream_keeps_its_text_for_reuse(scripted: Any) -> None:
     for _ in range(4):
         next(stream)
     stream.close()
-    assert len(engine.fake.sequences) == 1
+    assert not engine.fake.sequences
     again = engine.chat.completions.create(messages=USER, seed=1, max_tokens=1)
-    assert again.usage.prompt_tokens_details.cached_tokens == again.usage.prompt_tokens - 1
+    assert again.usage.prompt_tokens_details.cached_tokens == (again.usage.prompt_tokens - 1) // PAGE * PAGE
 
 
 def test_stop_strings_of_a_template_that_are_special_tokens(scripted: Any) -> None:

@@ -71,8 +71,8 @@ def test_an_answer_does_not_depend_on_what_was_asked_before(engine: MLCEngine) -
             expected = fresh.chat.completions.create(**request)
         assert answer.choices[0].message.content == expected.choices[0].message.content
         cached.append(answer.usage.prompt_tokens_details.cached_tokens)
-    assert cached[1] > 20
-    assert cached[3] > 70
+    assert cached[1] >= 16
+    assert cached[3] > 64
 
 
 def test_modes_and_config_reach_the_model() -> None:
@@ -83,7 +83,7 @@ def test_modes_and_config_reach_the_model() -> None:
     ):
         with MLCEngine(str(tiny_model.built()), "cpu", mode=mode, engine_config=config) as engine:  # type: ignore[arg-type]
             assert engine.context_window_size == context
-            assert engine._loaded().generator._model.max_num_sequence == sequences
+            assert engine._loaded().generator.model.max_num_sequence == sequences
 
 
 def test_threads_are_those_that_the_program_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:

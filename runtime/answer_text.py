@@ -1,0 +1,68 @@
+"""The text of an answer while its tokens arrive."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from .detokenizer import StreamingDetokenizer, TokenSource
+from .events import Delta, RankedToken, TokenLogprob
+from .sampler import Sampled
+from .stop import StopChecker
+
+
+class TextTokenizer(TokenSource, Protocol):
+    """What generation needs of a tokenizer; `Tokenizer` is the one of model folders."""
+
+    def vocab_size_within(self, limit: int) -> int: ...
+    def token_bytes(self, token: int) -> bytes: ...
+
+
+class AnswerText:
+    """The text of one answer while its tokens arrive, cut at a stop string, with the log-probabilities in step."""
+
+    def __init__(self, tokenizer: TextTokenizer, logprobs: bool, stop_strings: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._detokenizer = StreamingDetokenizer(tokenizer)
+        self._stops = StopChecker(stop_strings)
+        self._logprobs = logprobs
+        self._pending: list[tuple[int, TokenLogprob]] = []  # with the place in the text where the token begins
+        self._decoded = self._released = 0  # characters
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has been found."""
+        return self._stops.stopped
+
+    def take(self, sampled: Sampled) -> Delta:
+        """One more token. Returns what may be shown now."""
+        text = self._detokenizer.put(sampled.token)
+        if not self._logprobs:
+            return Delta(self._stops.put(text)[0])
+        self._pending.append((self._decoded, self._ranked(sampled)))
+        return self._release(text)
+
+    def finish(self) -> Delta:
+        """The tokens have ended. Returns what was held back; nothing after a stop string."""
+        if self.stopped:
+            return Delta("")
+        delta = self._release(self._detokenizer.finish())
+        if self.stopped:
+            return delta
+        rest = tuple(logprob for _, logprob in self._pending)
+        self._pending = []
+        return Delta(delta.text + self._stops.finish(), delta.logprobs + rest)
+
+    def _release(self, text: str) -> Delta:
+        self._decoded += len(text)
+        shown, _ = self._stops.put(text)
+        self._released += len(shown)
+        if not self._pending:
+            return Delta(shown)
+        ready = [logprob for start, logprob in self._pending if start < self._released]
+        self._pending = self._pending[len(ready) :]
+        return Delta(shown, tuple(ready))
+
+    def _ranked(self, sampled: Sampled) -> TokenLogprob:
+        token_bytes = self._tokenizer.token_bytes
+        top = tuple(RankedToken(token, token_bytes(token), logprob) for token, logprob in sampled.top)
+        assert sampled.logprob is not None
+        return TokenLogprob(sampled.token, token_bytes(sampled.token), sampled.logprob, top)

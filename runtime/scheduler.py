@@ -1,0 +1,388 @@
+"""Continuous batching: which of many answers the model works on in each step.
+
+A step is at most a piece of one prompt, and one token for every answer whose prompt is done:
+
+    waiting ──► prefilling ──► decoding ──► finished
+       ▲             │             │
+       └─────────────┴─────────────┘   preempted: the cache is full, and an older answer needs the pages
+
+Prompts are cut into pieces that take about MOST_GAP while other answers are decoding, so that a long prompt delays
+their next token by no more. The oldest prompt and the one with the least left take turns: a short prompt does not wait
+for a long one, nor a long one for ever. What has been computed is kept for texts that begin alike (prefix_cache.py); a
+prompt waits for another that is computing what both begin with.
+"""
+
+import threading
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+from .answer_text import AnswerText
+from .errors import EngineError, OverloadedError
+from .events import Event, Finish
+from .kv_cache import CacheFullError
+from .lazy_array import first_columns
+from .model import LanguageModel, Logits
+from .prefix_cache import PrefixCache
+from .sampler import BatchSampler, Sampled, Sampler
+
+MOST_GAP = 0.1  # seconds between two tokens of an answer that a prompt of another may add
+MOST_UNREAD = 256  # events; an answer that nobody reads is not generated further
+_FEWEST_TOKENS = 16  # of a piece of a prompt
+
+
+class Job:
+    """One answer: its tokens so far, and the events that nobody has read yet."""
+
+    def __init__(
+        self, tokens: list[int], sampler: Sampler, stops: frozenset[int], text: AnswerText, limit: int
+    ) -> None:
+        """`tokens` are the prompt's; one of `stops` ends the answer, or `limit` tokens do."""
+        self.tokens, self.sampler, self.stops, self.text, self.limit = tokens, sampler, stops, text, limit
+        self.prompt_tokens = len(tokens)
+        self.events: deque[Event] = deque()
+        self.error: EngineError | None = None  # instead of further events
+        self.over = False  # nothing more is computed
+        self.number = 0  # of submission: lower is older
+        self.sequence: int | None = None  # of the KV cache, which holds the first `computed` tokens
+        self.computed = 0
+        self.cached_tokens: int | None = None
+        self.count = 0  # tokens of the answer
+        self.began = self.first_token = 0.0  # seconds of computing
+
+    @property
+    def uncomputed(self) -> int:
+        """Tokens that the KV cache does not hold."""
+        return len(self.tokens) - self.computed
+
+
+@dataclass
+class Counters:
+    """What a scheduler has done since it began."""
+
+    prompt_tokens: int = 0  # cached ones included
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+
+
+class Scheduler:
+    """Runs the answers of one model. Safe to use from several threads: whoever waits for an event runs the next step.
+
+    `step` may also be called by a thread of its own; then others submit, cancel and read events.
+    """
+
+    def __init__(self, model: LanguageModel, vocab_size: int, *, max_waiting: int | None = None) -> None:
+        """Tokens below `vocab_size` are chosen; `max_waiting` answers may wait, None for any number."""
+        self.counters = Counters()
+        self.max_waiting = max_waiting
+        self._model, self._vocab_size = model, vocab_size
+        self._prefix_cache = PrefixCache(model.pages)
+        self._waiting: deque[Job] = deque()
+        self._prefilling: list[Job] = []
+        self._decoding: list[Job] = []
+        self._batch: list[Job] = []  # of `_batch_sampler`
+        self._batch_sampler: BatchSampler | None = None
+        self._without_room: Job | None = None  # the first of those that wait, while there is no room for it
+        self._submitted = 0
+        self._oldest_first = True  # among the prompts
+        self._prefill_rate = 1000.0  # tokens per second, as measured
+        self._clock = self._step_began = 0.0  # seconds of all steps but this one, and when this one began
+        self._lock = threading.RLock()
+
+    @property
+    def num_running(self) -> int:
+        """Answers that the model is working on."""
+        return len(self._prefilling) + len(self._decoding)
+
+    @property
+    def num_waiting(self) -> int:
+        """Answers that are yet to begin, or to go on."""
+        return len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._waiting or self._prefilling or any(map(_is_read, self._decoding)))
+
+    def pages_in_use(self) -> int:
+        """Pages of the KV cache that running answers need; what is kept for later ones does not count."""
+        with self._lock:
+            running = [*self._prefilling, *self._decoding]
+            return len({page for job in running for page in self._pages_of(job)}) + len(running)  # the last ones
+
+    def forget(self) -> None:
+        """Keep nothing of what has been computed for answers that are over."""
+        with self._lock:
+            self._prefix_cache.clear()
+
+    def submit(self, job: Job) -> None:
+        """Let an answer wait for its turn. Raises OverloadedError when too many do."""
+        with self._lock:
+            if self.max_waiting is not None and len(self._waiting) >= self.max_waiting:
+                raise OverloadedError(f"{len(self._waiting)} requests are waiting already: try again later")
+            self._submitted += 1
+            job.number = self._submitted
+            self._waiting.append(job)
+
+    def cancel(self, job: Job) -> None:
+        """Drop an answer, if it is not over yet; its pages are free for others at once."""
+        with self._lock:
+            if not job.over:
+                self._drop(job)
+
+    def run_until_event(self, job: Job) -> None:
+        """Run steps until `job` has an event. Raises the error that ended it instead."""
+        while not job.events:
+            with self._lock:
+                if job.events:
+                    return
+                if job.error is not None:
+                    raise job.error
+                self._step()
+
+    def step(self) -> None:
+        """One piece of a prompt, and one token for each answer whose prompt is done.
+
+        What fails in it is the error of the answers that it was for. An exception that is no Exception (an interrupt)
+        is raised, and leaves all answers as they were before the step.
+        """
+        with self._lock:
+            self._step()
+
+    def _step(self) -> None:
+        self._step_began = perf_counter()
+        try:
+            if self._waiting:
+                self._admit()
+            if self._prefilling:
+                self._prefill(self._next_prompt())
+            if self._decoding:
+                self._decode()
+        except BaseException:
+            for job in [job for job in self._decoding if not job.uncomputed]:  # their tokens were not chosen yet
+                self._suspend(job)
+            raise
+        finally:
+            self._clock = self._now()
+
+    def _now(self) -> float:
+        return self._clock + perf_counter() - self._step_began
+
+    # Prompts
+
+    def _admit(self) -> None:
+        """Begin the waiting answers for which there are sequences, the oldest first."""
+        while self._waiting and self.num_running < self._model.max_num_sequence:
+            job = self._waiting[0]
+            if job is self._without_room:
+                return
+            pages = self._prefix_cache.find(job.tokens[:-1])
+            if any(self._computes_beginning_of(other, job, len(pages)) for other in self._prefilling):
+                return
+            if self.num_running and not self._has_room(job, len(pages)):
+                self._without_room = job
+                return
+            self._waiting.popleft()
+            job.sequence = self._model.add_sequence(pages)
+            job.computed = len(pages) * self._model.pages.page_size
+            if job.cached_tokens is None:
+                job.cached_tokens, job.began = job.computed, self._now()
+                self.counters.prompt_tokens += job.prompt_tokens
+                self.counters.cached_tokens += job.cached_tokens
+            (self._decoding if job.computed and job.uncomputed == 1 else self._prefilling).append(job)
+
+    def _has_room(self, job: Job, known_pages: int) -> bool:
+        """Whether an answer fits beside the running ones; if not they would take turns to drop each other."""
+        pages = self._model.pages
+        return -(-(len(job.tokens) + 1) // pages.page_size) - known_pages <= pages.num_pages - self.pages_in_use()
+
+    def _computes_beginning_of(self, other: Job, job: Job, known_pages: int) -> bool:
+        """Whether `other` is about to compute pages of `job` that are not there yet."""
+        size = self._model.pages.page_size
+        start = known_pages * size
+        shared = slice(start, start + size)
+        return (
+            other.computed < start + size <= min(len(other.tokens), len(job.tokens) - 1)
+            and other.tokens[shared] == job.tokens[shared]
+            and other.tokens[:start] == job.tokens[:start]
+        )
+
+    def _next_prompt(self) -> Job:
+        jobs = self._prefilling
+        self._oldest_first = not self._oldest_first
+        if self._oldest_first or len(jobs) == 1:
+            return min(jobs, key=lambda job: job.number)
+        return min(jobs, key=lambda job: job.uncomputed)
+
+    def _prefill(self, job: Job) -> None:
+        """Compute a piece of a prompt, and the first token of the answer behind the last piece."""
+        count = min(job.uncomputed, self._piece())
+        begin = perf_counter()
+        while True:
+            assert job.sequence is not None
+            try:
+                logits = self._model.prefill(job.sequence, job.tokens[job.computed : job.computed + count])
+                break
+            except CacheFullError as full:
+                if not self._find_room(full, job):
+                    return
+            except BaseException as error:
+                self._after_failure([job], error)
+                return
+        self._prefill_rate += ((count / (perf_counter() - begin)) - self._prefill_rate) / 4
+        job.computed += count
+        self._keep(job)
+        if job.uncomputed == 0:
+            self._prefilling.remove(job)
+            self._decoding.append(job)
+            self._take(job, _sampled(job.sampler, first_columns(logits, self._vocab_size)))
+
+    def _piece(self) -> int:
+        """How many tokens of a prompt to compute at once."""
+        most = self._model.prefill_chunk_size
+        if not any(map(_is_read, self._decoding)):
+            return most
+        return max(_FEWEST_TOKENS, min(most, int(self._prefill_rate * MOST_GAP)))
+
+    # Answers
+
+    def _decode(self) -> None:
+        """One more token for each answer that somebody reads."""
+        while True:
+            jobs = [job for job in self._decoding if len(job.events) < MOST_UNREAD]
+            if not jobs:
+                return
+            sequences = [job.sequence for job in jobs]
+            try:
+                logits = self._model.decode(sequences, [job.tokens[-1] for job in jobs])  # type: ignore[arg-type]
+                break
+            except CacheFullError as full:
+                if not self._find_room(full, min(jobs, key=lambda job: job.number)):
+                    return
+            except BaseException as error:
+                self._after_failure(jobs, error)
+                return
+        for job in jobs:
+            job.computed += 1
+        self._sample(jobs, logits)
+
+    def _sample(self, jobs: list[Job], logits: Logits) -> None:
+        """Choose the next token of each answer from its row of `logits`."""
+        if len(jobs) == 1:
+            self._take(jobs[0], _sampled(jobs[0].sampler, first_columns(logits[0], self._vocab_size)))
+            return
+        if self._batch != jobs or self._batch_sampler is None:
+            self._batch, self._batch_sampler = jobs, BatchSampler([job.sampler for job in jobs])
+        for job, sampled in zip(jobs, self._batch_sampler.sample(first_columns(logits, self._vocab_size)), strict=True):
+            self._take(job, sampled)
+
+    def _take(self, job: Job, sampled: Sampled | EngineError) -> None:
+        """One more token of an answer."""
+        if isinstance(sampled, EngineError):
+            self._fail(job, sampled)
+            return
+        job.count += 1
+        self.counters.generated_tokens += 1
+        if job.count == 1:
+            job.first_token = self._now()
+        ended = sampled.token in job.stops
+        if not ended:
+            job.tokens.append(sampled.token)
+            delta = job.text.take(sampled)
+            ended = job.text.stopped
+            if delta.text or delta.logprobs:
+                job.events.append(delta)
+        if ended or job.count == job.limit:
+            self._finish(job, ended)
+
+    def _finish(self, job: Job, ended: bool) -> None:
+        delta = job.text.finish()
+        if delta.text or delta.logprobs:
+            job.events.append(delta)
+        reason: Literal["stop", "length"] = "stop" if ended or job.text.stopped else "length"
+        seconds = job.first_token - job.began, self._now() - job.first_token
+        cached = job.cached_tokens or 0
+        self._drop(job)
+        job.events.append(Finish(reason, job.prompt_tokens, job.count, cached, *seconds))
+
+    # Room
+
+    def _find_room(self, full: CacheFullError, job: Job) -> bool:
+        """Get pages for `job`: those that no running answer needs, else those of the youngest. False: it is stopped
+        itself, to go on later, or for good when it was alone."""
+        if self._prefix_cache.make_room(full.missing) >= full.missing:
+            return True
+        running = [*self._prefilling, *self._decoding]
+        youngest = max(running, key=lambda other: other.number)
+        if len(running) == 1:
+            self._fail(job, full)
+            return False
+        self.counters.preemptions += 1
+        self._suspend(youngest)
+        return youngest is not job
+
+    def _suspend(self, job: Job) -> None:
+        """Take the sequence of an answer, which waits for another one."""
+        self._release(job)
+        place = next((i for i, other in enumerate(self._waiting) if other.number > job.number), len(self._waiting))
+        self._waiting.insert(place, job)
+
+    def _after_failure(self, jobs: list[Job], error: BaseException) -> None:
+        """A pass for `jobs` has failed, and the model has removed their sequences."""
+        for job in jobs:
+            if isinstance(error, EngineError):
+                self._fail(job, error)
+            else:
+                self._suspend(job)
+        if not isinstance(error, EngineError):
+            raise error
+
+    def _fail(self, job: Job, error: EngineError) -> None:
+        self._drop(job)
+        job.error = error
+
+    def _drop(self, job: Job) -> None:
+        """Nothing more is computed for an answer."""
+        job.over = True
+        self._without_room = None
+        with suppress(ValueError):
+            self._waiting.remove(job)
+        self._release(job)
+
+    def _release(self, job: Job) -> None:
+        """Give the sequence of an answer back; what it holds is kept for texts that begin alike."""
+        for jobs in (self._prefilling, self._decoding):
+            with suppress(ValueError):
+                jobs.remove(job)
+        if job.sequence is None:
+            return
+        with suppress(EngineError):  # the model has removed it already after a pass that failed
+            self._keep(job)
+            self._model.remove_sequence(job.sequence)
+        job.sequence, job.computed = None, 0
+        self._without_room = None
+        self._batch, self._batch_sampler = [], None
+
+    def _keep(self, job: Job) -> None:
+        self._prefix_cache.keep(job.tokens, self._pages_of(job))
+
+    def _pages_of(self, job: Job) -> list[int]:
+        """Those that are full of computed tokens."""
+        if job.sequence is None:
+            return []
+        pages = self._model.pages
+        return pages.full_pages(job.sequence)[: job.computed // pages.page_size]
+
+
+def _is_read(job: Job) -> bool:
+    return len(job.events) < MOST_UNREAD
+
+
+def _sampled(sampler: Sampler, logits: Logits) -> Sampled | EngineError:
+    try:
+        return sampler.sample(logits)
+    except EngineError as error:
+        return error
