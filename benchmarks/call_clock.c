@@ -1,4 +1,4 @@
-/* For call_clock.py: a clock for the calls of TVM's virtual machine, and the most that the processor can multiply.
+/* For call_clock.py: a clock for the calls of TVM's virtual machine, and what the processor can do at most.
  *
  * The virtual machine calls a function before and after each of its calls. One in Python takes so long that the worker
  * threads of the kernels fall asleep meanwhile, which adds tens of microseconds to the next kernel. This one takes the
@@ -54,6 +54,15 @@ int timed_launch(void *body, void *data, int chunks) {
   int result = launch(body, data, chunks);
   if (num_call_times < MOST_TIMES) loop_times[num_call_times] += nanoseconds() - begin;
   return result;
+}
+
+/* One of two threads, 0 and 1, that hand a cache line to each other `rounds` times. */
+void exchange(int thread, int64_t rounds) {
+  static int64_t line __attribute__((aligned(128)));
+  for (int64_t round = 0; round < rounds; ++round) {
+    while ((__atomic_load_n(&line, __ATOMIC_ACQUIRE) & 1) != thread) continue;
+    __atomic_fetch_add(&line, 1, __ATOMIC_RELEASE);
+  }
 }
 
 /* Multiply and add float32 in registers. Returns how many operations that were. */

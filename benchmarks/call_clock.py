@@ -1,5 +1,5 @@
-"""A clock for the calls of TVM's virtual machine and the parallel loops in them, and the most that the processor can
-multiply: the functions of call_clock.c, which is compiled for this machine when it is needed.
+"""A clock for the calls of TVM's virtual machine and the parallel loops in them, and what the processor can do at most:
+the functions of call_clock.c, which is compiled for this machine when it is needed.
 """
 
 import ctypes
@@ -64,6 +64,27 @@ class Clock:
         """The times since the last call."""
         count, self._count.value = self._count.value, 0
         return Times(self._times[:count], self._loop_times[:count])
+
+    def exchange(self) -> float:
+        """Seconds in which a cache line gets from one core to another; 0 where there is only one."""
+        cores = sorted(os.sched_getaffinity(0))[:2]
+        if len(cores) < 2:
+            return 0.0
+
+        def take_part(thread: int, rounds: int) -> None:
+            os.sched_setaffinity(0, {cores[thread]})  # of this thread only
+            self._library.exchange(thread, ctypes.c_int64(rounds))
+
+        best, rounds = float("inf"), 10_000
+        for _ in range(3):
+            threads = [threading.Thread(target=take_part, args=(i, rounds)) for i in (0, 1)]
+            begin = perf_counter()
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            best = min(best, perf_counter() - begin)
+        return best / (2 * rounds)
 
     def peak(self, name: str, threads: int) -> float:
         """Operations per second of `multiply_<name>` on some threads; 0 where the processor cannot."""

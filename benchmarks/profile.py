@@ -9,7 +9,8 @@ loop" is the part of a kernel that several threads share; the rest is one thread
 activations.
 
 Bytes are those of weights, activations, keys and values, once each; percentages are of the rate at which this machine
-reads memory, measured in every round. GOP/s counts two operations for each weight and row, or for each number of the
+reads memory, measured in every round, as is the time in which a cache line gets from one core to another: a virtual
+machine may be moved while this runs. GOP/s counts two operations for each weight and row, or for each number of the
 keys and values that are attended; the most that the processor does in registers is measured beside it.
 """
 
@@ -85,6 +86,7 @@ class Profiler:
         profile = Profile(self._kernels)
         for _ in range(work.rounds):
             profile.rates.append(self.probe.measure())
+            profile.exchanges.append(self.clock.exchange())
             self._timed(work, None)  # brings back what the probe has pushed out of the caches
             profile.undisturbed.append(self._timed(work, None))
             with self.clock.loops():
@@ -111,6 +113,7 @@ class Profile:
     undisturbed: list[float] = field(default_factory=list)  # seconds of a pass without the clock
     timed: list[float] = field(default_factory=list)  # and with it
     rates: list[float] = field(default_factory=list)  # bytes per second that the memory gives
+    exchanges: list[float] = field(default_factory=list)  # seconds in which a cache line gets from core to core
     times: list[Times] = field(default_factory=list)
 
     def seconds(self, kernel: Kernel) -> float:
@@ -139,7 +142,9 @@ def report(profile: Profile, work: Work, cache: KVCacheMetadata) -> None:
     rate, whole = median(profile.rates), median(profile.undisturbed)
     print(f"\n{work.title}: {whole * 1e6:.0f} us ({_spread(profile.undisturbed, 1e6, 0)}), "
           f"with the clock {median(profile.timed) * 1e6:.0f}; "
-          f"memory reads {rate / 1e9:.1f} GB/s ({_spread(profile.rates, 1e-9, 1)})")  # fmt: skip
+          f"memory reads {rate / 1e9:.1f} GB/s ({_spread(profile.rates, 1e-9, 1)}), "
+          f"a cache line takes {median(profile.exchanges) * 1e9:.0f} ns from core to core "
+          f"({_spread(profile.exchanges, 1e9, 0)})")  # fmt: skip
     print(
         "\n| us | share | calls | us each | in its loop | MB each | GB/s | of memory | GOP/s | call |\n|" + "---|" * 10
     )
