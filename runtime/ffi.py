@@ -285,9 +285,9 @@ class Tensor(Object):
         exposed.owner = self
         return memoryview(exposed).cast("B")
 
-    def view(self, sizes: Sequence[int], dtype: str | None = None) -> "Tensor":
-        """The same memory in another shape, and as another type where one is given."""
-        return _view(self.handle, self.address, dtype or self.dtype, sizes, self.memory)
+    def view(self, sizes: Sequence[int]) -> "Tensor":
+        """The same memory in another shape."""
+        return _view(self.handle, self.address, self.dtype, sizes, self.memory)
 
     def numpy(self) -> "np.ndarray[Any, Any]":
         """A numpy array over the same memory; types that numpy lacks come as their bits."""

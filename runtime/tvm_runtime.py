@@ -145,8 +145,3 @@ def tensor(array: "np.ndarray[Any, Any]", dtype: str | None = None) -> ffi.Tenso
     load_runtime()
     address: int = array.__array_interface__["data"][0]
     return ffi.tensor(address, dtype or str(array.dtype), array.shape, array)
-
-
-def view(source: ffi.Tensor, shape: Sequence[int], dtype: str | None = None) -> ffi.Tensor:
-    """The same memory with another shape, and type where one is given."""
-    return source.view(shape, dtype)

@@ -29,10 +29,9 @@ class Layers:
         self.preprocs: dict[str, tirx.PrimFunc] = {}
         self._kernels: dict[object, tirx.PrimFunc] = {}
 
-    def linear(self, in_features: int, out_features: int, *, bias: bool = False, in_dtype: str = "float32",
-               out_dtype: str = "float32") -> Linear:  # fmt: skip
+    def linear(self, in_features: int, out_features: int, *, bias: bool = False) -> Linear:
         """y = x W^T (+ bias)."""
-        return Linear(self, out_features, in_features, "linear", bias=bias, in_dtype=in_dtype, out_dtype=out_dtype)
+        return Linear(self, out_features, in_features, "linear", bias=bias)
 
     def head(self, in_features: int, vocab_size: int) -> Linear:
         """The projection to logits."""
@@ -79,17 +78,15 @@ class _MatrixModule(nn.Module):
         for part, parameter in self.matrix.parameters.items():
             setattr(self, part, parameter)
 
-    def multiply(self, x: Tensor, bias: nn.Parameter | None, residual: Tensor | None, in_dtype: str,
-                 out_dtype: str) -> Tensor:  # fmt: skip
+    def multiply(self, x: Tensor, bias: nn.Parameter | None = None, residual: Tensor | None = None) -> Tensor:
         matrix, layers = self.matrix, self.layers_
-        key = Matmul(matrix.rows, matrix.columns, matrix.storage, in_dtype, out_dtype, bias is not None,
-                     residual is not None)  # fmt: skip
+        key = Matmul(matrix.rows, matrix.columns, matrix.storage, bias=bias is not None, residual=residual is not None)
         batch, seq, _ = x.shape
         single = is_single(batch, seq)
         kernel = layers.table.function(key, single=single)
         name = layers.table.name(key, single=single)
         arguments = [x, *matrix.parameters.values()] + [a for a in (bias, residual) if a is not None]
-        return op.tensor_ir_op(kernel, name, arguments, Tensor.placeholder((batch, seq, matrix.rows), out_dtype))
+        return op.tensor_ir_op(kernel, name, arguments, Tensor.placeholder((batch, seq, matrix.rows), "float32"))
 
 
 def assign_weights(module: nn.Module, prefix: str = "") -> None:
@@ -111,15 +108,13 @@ def is_single(batch: object, seq: object) -> bool:
 class Linear(_MatrixModule):
     """y = x W^T (+ bias) (+ residual)."""
 
-    def __init__(self, layers: Layers, rows: int, columns: int, kind: WeightKind, *, bias: bool = False,
-                 in_dtype: str = "float32", out_dtype: str = "float32") -> None:  # fmt: skip
+    def __init__(self, layers: Layers, rows: int, columns: int, kind: WeightKind, *, bias: bool = False) -> None:
         super().__init__(layers, rows, columns, kind)
-        self.in_dtype, self.out_dtype = in_dtype, out_dtype
         self.bias = layers.vector(rows) if bias else None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[batch, seq, in_features] -> [batch, seq, out_features]."""
-        return self.multiply(x, self.bias, residual, self.in_dtype, self.out_dtype)
+        return self.multiply(x, self.bias, residual)
 
 
 class Embedding(_MatrixModule):
@@ -135,7 +130,7 @@ class Embedding(_MatrixModule):
 
     def lm_head(self, x: Tensor) -> Tensor:
         """[batch, seq, features] -> float32 logits [batch, seq, vocab]."""
-        return self.multiply(x, None, None, "float32", "float32")
+        return self.multiply(x)
 
 
 class RMSNorm(nn.Module):

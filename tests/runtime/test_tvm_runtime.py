@@ -14,7 +14,7 @@ import pytest
 from mlc_llm.runtime import tvm_runtime
 from mlc_llm.runtime.errors import EngineError, ModelFileError
 from mlc_llm.runtime.ffi import FFIError, Lent
-from mlc_llm.runtime.tvm_runtime import Arena, global_function, load_runtime, numpy_dtype, one_line, tensor, view
+from mlc_llm.runtime.tvm_runtime import Arena, global_function, load_runtime, numpy_dtype, one_line, tensor
 
 
 def in_new_process(code: str, **environment: str) -> str:
@@ -99,7 +99,7 @@ def test_more_memory_than_there_is_is_one_line() -> None:
 
 def test_arrays_become_tensors_without_a_copy() -> None:
     array = np.zeros((2, 3), np.float32)
-    shared = view(tensor(array), (3, 2))
+    shared = tensor(array).view((3, 2))
     array[1, 2] = 5
     assert np.from_dlpack(shared)[2, 1] == 5
 

@@ -1,15 +1,15 @@
 """The small kernels between the multiplications: embedding rows, RMS norm, SwiGLU, row selection."""
 # mypy: ignore-errors
 
-import math
 from collections.abc import Callable
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..builder import kernel, load, local, splat, store, zeros
+from ..builder import kernel, splat
+from .matmul import inverse_root_mean_square, silu
 from .storage import TILE, PackedWeight, Storage, lanes
-from .vector import constant, exp2
+from .vector import span
 
 _FEW_ROWS = 4  # done before other threads could help
 
@@ -53,26 +53,17 @@ def rms_norm(columns: int, eps: float, *, single: bool) -> tirx.PrimFunc:
         x = k.input("x", (batch, seq, columns), "float32")
         weight = k.input("weight", (columns,), "float32")
         y = k.input("y", (batch, seq, columns), "float32")
-        whole, rest = columns // TILE * TILE, columns % TILE
 
         def row(b, s) -> None:
-            squares, total = local(), local(1)
-            store(squares, zeros())
+            def value(column, count: int):
+                return x[b, s, span(column, count)]
+
+            inverse = inverse_root_mean_square(value, columns, eps)
             with T.serial(0, columns // TILE) as i:
-                value = x[b, s, lanes(i * TILE)]
-                store(squares, load(squares) + value * value)
-            T.buffer_store(total, T.float32(0), [0])
-            for i in range(TILE):
-                T.buffer_store(total, total[0] + squares[i], [0])
-            for i in range(rest):
-                T.buffer_store(total, total[0] + x[b, s, whole + i] * x[b, s, whole + i], [0])
-            mean = total[0] / T.float32(columns)
-            T.buffer_store(total, T.float32(1) / T.sqrt(mean + T.float32(eps)), [0])
-            with T.serial(0, columns // TILE) as i:
-                value = x[b, s, lanes(i * TILE)] * splat(total[0]) * weight[lanes(i * TILE)]
-                T.buffer_store(y, value, [b, s, lanes(i * TILE)])
-            for i in range(rest):
-                T.buffer_store(y, x[b, s, whole + i] * total[0] * weight[whole + i], [b, s, whole + i])
+                normed = value(i * TILE, TILE) * splat(inverse[0]) * weight[lanes(i * TILE)]
+                T.buffer_store(y, normed, [b, s, lanes(i * TILE)])
+            for i in range(columns // TILE * TILE, columns):
+                T.buffer_store(y, x[b, s, i] * inverse[0] * weight[i], [b, s, i])
 
         with k.body():
             _each_row(row, batch, seq, single=single)
@@ -86,17 +77,15 @@ def silu_mul(columns: int, *, single: bool) -> tirx.PrimFunc:
         x = k.input("x", (batch, seq, 2 * columns), "float32")
         y = k.input("y", (batch, seq, columns), "float32")
 
-        def activate(b, s, index, up_index, count: int) -> None:
-            gate, one = x[b, s, index], constant(1.0, count)
-            # e^-gate would overflow float32 beyond 88, where the result is 0 anyway
-            power = T.min(gate * constant(-math.log2(math.e), count), constant(126.0, count))
-            T.buffer_store(y, gate / (one + exp2(power, count)) * x[b, s, up_index], [b, s, index])
+        def activate(b, s, column, count: int) -> None:
+            gate, up = span(column, count), span(columns + column, count)
+            T.buffer_store(y, silu(x[b, s, gate], count) * x[b, s, up], [b, s, gate])
 
         def row(b, s) -> None:
             with T.serial(0, columns // TILE) as i:
-                activate(b, s, lanes(i * TILE), lanes(columns + i * TILE), TILE)
+                activate(b, s, i * TILE, TILE)
             for i in range(columns // TILE * TILE, columns):
-                activate(b, s, i, columns + i, 1)
+                activate(b, s, i, 1)
 
         with k.body():
             _each_row(row, batch, seq, single=single)
