@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .serve.async_engine import AsyncMLCEngine
     from .serve.engine import MLCEngine
 
 __version__ = "0.1.0"
-__all__ = ["MLCEngine", "__version__"]
+__all__ = ["AsyncMLCEngine", "MLCEngine", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +16,8 @@ def __getattr__(name: str) -> Any:
         from .serve.engine import MLCEngine
 
         return MLCEngine
+    if name == "AsyncMLCEngine":
+        from .serve.async_engine import AsyncMLCEngine
+
+        return AsyncMLCEngine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -32,14 +32,18 @@ class Generator:
     ) -> Iterator[Event]:
         """The answer to a prompt: deltas, then one `Finish`. `stop_strings` are the template's, beside those of params.
 
-        The request is checked at once: raises RequestError for an empty prompt, one that fills the context (code
-        "context_length_exceeded"), or invalid params. The events raise EngineError when the model fails. Closing the
-        iterator early is fine; what has been computed is kept for prompts that begin alike.
+        The request is checked at once: raises RequestError as `job` does. The events raise EngineError when the model
+        fails. Closing the iterator early is fine; what has been computed is kept for prompts that begin alike.
         """
-        return self._follow(self.job(prompt_ids, params, stop_strings=stop_strings))
+        events = self.follow([self.job(prompt_ids, params, stop_strings=stop_strings)])
+        return (event for _, event in events)
 
     def job(self, prompt_ids: Sequence[int], params: SamplingParams, *, stop_strings: Sequence[str] = ()) -> Job:
-        """The answer to a prompt, for the scheduler. Raises RequestError as `generate` does."""
+        """The answer to a prompt, for the scheduler.
+
+        Raises RequestError for an empty prompt, one that fills the context (code "context_length_exceeded"), or invalid
+        params.
+        """
         if not prompt_ids:
             raise RequestError("the prompt is empty: at least one token is needed", param="messages")
         context = self.context_window
@@ -58,16 +62,23 @@ class Generator:
             limit = min(limit, params.max_tokens)
         return Job(list(prompt_ids), sampler, stops, text, limit)
 
-    def _follow(self, job: Job) -> Iterator[Event]:
-        """Let the scheduler compute until the next event is there, whoever else gets some meanwhile."""
-        scheduler, events = self.scheduler, job.events
-        scheduler.submit(job)
+    def follow(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Event]]:
+        """The events of several answers as they come, each with the index of its job.
+
+        Lets the scheduler compute until the next one is there, whoever else gets some meanwhile.
+        """
+        scheduler, unfinished = self.scheduler, dict(enumerate(jobs))
         try:
-            while True:
-                scheduler.run_until_event(job)
-                event = events.popleft()
-                yield event
-                if type(event) is Finish:
-                    return
+            for job in jobs:
+                scheduler.submit(job)
+            while unfinished:
+                scheduler.run_until_event(tuple(unfinished.values()))
+                for index, job in list(unfinished.items()):
+                    while job.events:
+                        event = job.events.popleft()
+                        if type(event) is Finish:
+                            del unfinished[index]
+                        yield index, event
         finally:
-            scheduler.cancel(job)
+            for job in jobs:
+                scheduler.cancel(job)

@@ -7,13 +7,15 @@ A step is at most a piece of one prompt, and one token for every answer whose pr
        └─────────────┴─────────────┘   preempted: the cache is full, and an older answer needs the pages
 
 Prompts are cut into pieces that take about MOST_GAP while other answers are decoding, so that a long prompt delays
-their next token by no more. The oldest prompt and the one with the least left take turns: a short prompt does not wait
-for a long one, nor a long one for ever. What has been computed is kept for texts that begin alike (prefix_cache.py); a
-prompt waits for another that is computing what both begin with.
+their next token by no more, and LONGEST_STEP otherwise, after which an interrupt or a new request is seen. The oldest
+prompt and the one with the least left take turns: a short prompt does not wait for a long one, nor a long one for ever.
+What has been computed is kept for texts that begin alike (prefix_cache.py); a prompt waits for another that is
+computing what both begin with.
 """
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
@@ -29,6 +31,7 @@ from .prefix_cache import PrefixCache
 from .sampler import BatchSampler, Sampled, Sampler
 
 MOST_GAP = 0.1  # seconds between two tokens of an answer that a prompt of another may add
+LONGEST_STEP = 0.5  # seconds
 MOST_UNREAD = 256  # events; an answer that nobody reads is not generated further
 _FEWEST_TOKENS = 16  # of a piece of a prompt
 
@@ -71,7 +74,7 @@ class Counters:
 class Scheduler:
     """Runs the answers of one model. Safe to use from several threads: whoever waits for an event runs the next step.
 
-    `step` may also be called by a thread of its own; then others submit, cancel and read events.
+    `step` may also be called by a thread of its own; then others submit, cancel and read events, which never waits.
     """
 
     def __init__(self, model: LanguageModel, vocab_size: int, *, max_waiting: int | None = None) -> None:
@@ -80,6 +83,8 @@ class Scheduler:
         self.max_waiting = max_waiting
         self._model, self._vocab_size = model, vocab_size
         self._prefix_cache = PrefixCache(model.pages)
+        self._arrived: deque[Job] = deque()  # these two take what other threads want during a step
+        self._given_up: deque[Job] = deque()
         self._waiting: deque[Job] = deque()
         self._prefilling: list[Job] = []
         self._decoding: list[Job] = []
@@ -100,18 +105,20 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Answers that are yet to begin, or to go on."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._arrived)
 
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do."""
-        return bool(self._waiting or self._prefilling or any(map(_is_read, self._decoding)))
+        new = self._arrived or self._given_up
+        return bool(new or self._waiting or self._prefilling or any(map(_is_read, list(self._decoding))))
 
     def pages_in_use(self) -> int:
         """Pages of the KV cache that running answers need; what is kept for later ones does not count."""
-        with self._lock:
-            running = [*self._prefilling, *self._decoding]
+        running = [*self._prefilling, *self._decoding]
+        with suppress(EngineError):  # a step may just be removing one
             return len({page for job in running for page in self._pages_of(job)}) + len(running)  # the last ones
+        return self.pages_in_use()
 
     def forget(self) -> None:
         """Keep nothing of what has been computed for answers that are over."""
@@ -120,27 +127,35 @@ class Scheduler:
 
     def submit(self, job: Job) -> None:
         """Let an answer wait for its turn. Raises OverloadedError when too many do."""
-        with self._lock:
-            if self.max_waiting is not None and len(self._waiting) >= self.max_waiting:
-                raise OverloadedError(f"{len(self._waiting)} requests are waiting already: try again later")
-            self._submitted += 1
-            job.number = self._submitted
-            self._waiting.append(job)
+        if self.max_waiting is not None and self.num_waiting >= self.max_waiting:
+            raise OverloadedError(f"{self.num_waiting} requests are waiting already: try again later")
+        self._arrived.append(job)
 
     def cancel(self, job: Job) -> None:
-        """Drop an answer, if it is not over yet; its pages are free for others at once."""
-        with self._lock:
-            if not job.over:
-                self._drop(job)
+        """Drop an answer, if it is not over yet; its pages are free for others at once, or after the step that runs."""
+        self._given_up.append(job)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._attend()
+            finally:
+                self._lock.release()
 
-    def run_until_event(self, job: Job) -> None:
-        """Run steps until `job` has an event. Raises the error that ended it instead."""
-        while not job.events:
+    def fail_all(self, error: EngineError) -> None:
+        """End every answer with an error."""
+        with self._lock:
+            self._attend()
+            for job in [*self._waiting, *self._prefilling, *self._decoding]:
+                self._fail(job, error)
+
+    def run_until_event(self, jobs: Sequence[Job]) -> None:
+        """Run steps until one of `jobs` has an event. Raises the error that ended one of them instead."""
+        while not any(job.events for job in jobs):
             with self._lock:
-                if job.events:
+                if any(job.events for job in jobs):
                     return
-                if job.error is not None:
-                    raise job.error
+                for job in jobs:
+                    if job.error is not None:
+                        raise job.error
                 self._step()
 
     def step(self) -> None:
@@ -155,6 +170,8 @@ class Scheduler:
     def _step(self) -> None:
         self._step_began = perf_counter()
         try:
+            if self._arrived or self._given_up:
+                self._attend()
             if self._waiting:
                 self._admit()
             if self._prefilling:
@@ -170,6 +187,18 @@ class Scheduler:
 
     def _now(self) -> float:
         return self._clock + perf_counter() - self._step_began
+
+    def _attend(self) -> None:
+        """See to what came meanwhile."""
+        while self._arrived:
+            job = self._arrived.popleft()
+            self._submitted += 1
+            job.number = self._submitted
+            self._waiting.append(job)
+        while self._given_up:
+            job = self._given_up.popleft()
+            if not job.over:
+                self._drop(job)
 
     # Prompts
 
@@ -219,7 +248,9 @@ class Scheduler:
 
     def _prefill(self, job: Job) -> None:
         """Compute a piece of a prompt, and the first token of the answer behind the last piece."""
-        count = min(job.uncomputed, self._piece())
+        count = self._piece()
+        if job.uncomputed <= count * 5 // 4:  # no small rest
+            count = min(job.uncomputed, self._model.prefill_chunk_size)
         begin = perf_counter()
         while True:
             assert job.sequence is not None
@@ -242,10 +273,8 @@ class Scheduler:
 
     def _piece(self) -> int:
         """How many tokens of a prompt to compute at once."""
-        most = self._model.prefill_chunk_size
-        if not any(map(_is_read, self._decoding)):
-            return most
-        return max(_FEWEST_TOKENS, min(most, int(self._prefill_rate * MOST_GAP)))
+        seconds = MOST_GAP if any(map(_is_read, self._decoding)) else LONGEST_STEP
+        return max(_FEWEST_TOKENS, min(self._model.prefill_chunk_size, int(self._prefill_rate * seconds)))
 
     # Answers
 

@@ -10,6 +10,7 @@ from ..runtime.artifact import ChatConfig
 from ..runtime.errors import RequestError
 from ..runtime.events import Event
 from ..runtime.sampling_params import SamplingParams
+from ..runtime.scheduler import Job
 from ..templates import ConversationError, validate_messages
 from .loading import LoadedModel
 
@@ -25,8 +26,14 @@ def sampling_params(config: ChatConfig, given: Mapping[str, Any]) -> SamplingPar
 
 def answer(model: LoadedModel, messages: Sequence[Mapping[str, Any]], params: SamplingParams) -> Iterator[Event]:
     """The events of the answer. What is wrong with the request raises RequestError here, before any event."""
+    events = model.generator.follow([job(model, prompt_ids(model, messages), params)])
+    return (event for _, event in events)
+
+
+def job(model: LoadedModel, tokens: Sequence[int], params: SamplingParams) -> Job:
+    """The answer to a prompt, for the scheduler. Raises RequestError."""
     stop_strings = () if params.ignore_eos else model.stop_strings
-    return model.generator.generate(prompt_ids(model, messages), params, stop_strings=stop_strings)
+    return model.generator.job(tokens, params, stop_strings=stop_strings)
 
 
 def prompt_ids(model: LoadedModel, messages: Sequence[Mapping[str, Any]]) -> list[int]:

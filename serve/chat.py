@@ -91,8 +91,7 @@ class ChatCompletions:
         Raises RequestError for a request that is invalid or asks for what is not supported (before anything is
         generated, also with `stream`), EngineError when the engine is terminated or fails.
         """
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "extra_body")}
-        request = ChatCompletionRequest.parse({**arguments, **_extra(extra_body, arguments)})
+        request = parse_arguments({name: value for name, value in locals().items() if name != "self"})
         chunks = self._answer(request)
         if not request.stream:
             return fold(chunks)
@@ -106,6 +105,12 @@ class Chat:
 
     def __init__(self, answer: Answer) -> None:
         self.completions = ChatCompletions(answer)
+
+
+def parse_arguments(arguments: dict[str, Any]) -> ChatCompletionRequest:
+    """The request that the arguments of `create` make. Raises RequestError."""
+    extra = _extra(arguments.pop("extra_body", None), arguments)
+    return ChatCompletionRequest.parse({**arguments, **extra})
 
 
 def _extra(extra_body: object, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,17 @@
-"""From a chat completion request to the chunks of its answer; a whole answer is the chunks folded."""
+"""From a chat completion request to the chunks of its answers; whole answers are the chunks folded."""
 
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from ..runtime.errors import RequestError
 from ..runtime.events import Delta as TextDelta
-from ..runtime.events import Event, RankedToken
+from ..runtime.events import Event, Finish, RankedToken
 from ..runtime.events import TokenLogprob as GeneratedLogprob
-from .answer import answer
+from ..runtime.sampling_params import SamplingParams
+from .answer import job, prompt_ids
 from .loading import LoadedModel
 from .protocol import (
     ChatCompletionRequest,
@@ -17,6 +19,7 @@ from .protocol import (
     ChatCompletionStreamResponse,
     Choice,
     Delta,
+    FinishReason,
     Logprobs,
     Message,
     PromptTokensDetails,
@@ -29,14 +32,66 @@ from .protocol import (
 MAX_REQUEST_ID_CHARACTERS = 256
 
 
-def complete(model: LoadedModel, request: ChatCompletionRequest) -> Iterator[ChatCompletionStreamResponse]:
-    """The chunks of the answer, the last of which has no choices but the usage.
+class Completion:
+    """A chat completion request as jobs, one for each of its `n` answers, and their events as chunks."""
 
-    The request is checked before anything is generated: raises RequestError here, and EngineError from the iterator.
-    """
-    _check_model(model, request.model)
-    events = answer(model, request.messages, request.sampling_params(model.config))
-    return _chunks(events, _answer_id(request.request_id), int(time.time()), model.name)
+    def __init__(self, model: LoadedModel, request: ChatCompletionRequest) -> None:
+        """Check the request, render its conversation and encode it. Raises RequestError."""
+        _check_model(model, request.model)
+        self.id = _answer_id(request.request_id)
+        self._created, self._model = int(time.time()), model.name
+        params = request.sampling_params(model.config)
+        tokens = prompt_ids(model, request.messages)
+        self.jobs = [job(model, tokens, _of_choice(params, index)) for index in range(request.n or 1)]
+        self._finished: list[Finish] = []
+        self._begun: set[int] = set()
+
+    def chunks(self, events: Iterable[tuple[int, Event]]) -> Iterator[ChatCompletionStreamResponse]:
+        """The chunks of all answers, from the events of each with its index."""
+        for index, event in events:
+            yield from self.of_event(index, event)
+
+    def of_event(self, index: int, event: Event) -> Iterator[ChatCompletionStreamResponse]:
+        """The chunks of one event of answer `index`; the usage comes after the last event of all."""
+        if (
+            index not in self._begun
+        ):  # not before there is an answer: what fails until then is an error, no broken stream
+            self._begun.add(index)
+            yield self._chunk(StreamChoice(index=index, delta=Delta(role="assistant", content="")))
+        if isinstance(event, TextDelta):
+            yield self._chunk(
+                StreamChoice(index=index, delta=Delta(content=event.text), logprobs=_logprobs(event.logprobs))
+            )
+            return
+        yield self._chunk(StreamChoice(index=index, delta=Delta(), finish_reason=event.reason))
+        self._finished.append(event)
+        if len(self._finished) == len(self.jobs):
+            yield self._chunk(usage=self._usage())
+
+    def _chunk(self, *choices: StreamChoice, usage: Usage | None = None) -> ChatCompletionStreamResponse:
+        return ChatCompletionStreamResponse(
+            id=self.id, created=self._created, model=self._model, choices=list(choices), usage=usage
+        )
+
+    def _usage(self) -> Usage:
+        """The prompt counts once, however many answers it has; so does what of it was known before the request."""
+        prompt = self._finished[0].prompt_tokens
+        generated = sum(finish.completion_tokens for finish in self._finished)
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=generated,
+            total_tokens=prompt + generated,
+            prompt_tokens_details=PromptTokensDetails(
+                cached_tokens=min(finish.cached_tokens for finish in self._finished)
+            ),
+        )
+
+
+def _of_choice(params: SamplingParams, index: int) -> SamplingParams:
+    """A seed of its own for each answer."""
+    if params.seed is None or not index:
+        return params
+    return replace(params, seed=(params.seed + index + 2**63) % 2**64 - 2**63)
 
 
 def _check_model(model: LoadedModel, name: str | None) -> None:
@@ -58,33 +113,6 @@ def _answer_id(request_id: str | None) -> str:
     return request_id
 
 
-def _chunks(
-    events: Iterator[Event], answer_id: str, created: int, model: str
-) -> Iterator[ChatCompletionStreamResponse]:
-    def chunk(*choices: StreamChoice, usage: Usage | None = None) -> ChatCompletionStreamResponse:
-        return ChatCompletionStreamResponse(
-            id=answer_id, created=created, model=model, choices=list(choices), usage=usage
-        )
-
-    begun = False
-    for event in events:
-        if not begun:  # not before there is an answer: what fails until then is an error, not a broken stream
-            yield chunk(StreamChoice(delta=Delta(role="assistant", content="")))
-            begun = True
-        if isinstance(event, TextDelta):
-            yield chunk(StreamChoice(delta=Delta(content=event.text), logprobs=_logprobs(event.logprobs)))
-        else:
-            yield chunk(StreamChoice(delta=Delta(), finish_reason=event.reason))
-            yield chunk(
-                usage=Usage(
-                    prompt_tokens=event.prompt_tokens,
-                    completion_tokens=event.completion_tokens,
-                    total_tokens=event.prompt_tokens + event.completion_tokens,
-                    prompt_tokens_details=PromptTokensDetails(cached_tokens=event.cached_tokens),
-                )
-            )
-
-
 def _logprobs(tokens: tuple[GeneratedLogprob, ...]) -> Logprobs | None:
     if not tokens:
         return None
@@ -101,22 +129,46 @@ def _ranked(token: RankedToken) -> dict[str, Any]:
 
 
 def fold(chunks: Iterable[ChatCompletionStreamResponse]) -> ChatCompletionResponse:
-    """The whole answer that a stream of chunks adds up to."""
-    text: list[str] = []
-    logprobs: list[TokenLogprob] | None = None
-    finish_reason, usage = None, None
+    """The whole answers that a stream of chunks adds up to."""
+    folder = Folder()
     for chunk in chunks:
-        usage = chunk.usage or usage
+        folder.add(chunk)
+    return folder.response()
+
+
+class Folder:
+    """Adds the chunks of a stream up."""
+
+    def __init__(self) -> None:
+        self._text: dict[int, list[str]] = {}
+        self._logprobs: dict[int, list[TokenLogprob]] = {}
+        self._reasons: dict[int, FinishReason] = {}
+        self._usage: Usage | None = None
+        self._last: ChatCompletionStreamResponse | None = None
+
+    def add(self, chunk: ChatCompletionStreamResponse) -> None:
+        """One more chunk."""
+        self._last = chunk
+        self._usage = chunk.usage or self._usage
         for choice in chunk.choices:
-            text.append(choice.delta.content or "")
-            finish_reason = choice.finish_reason or finish_reason
+            self._text.setdefault(choice.index, []).append(choice.delta.content or "")
+            if choice.finish_reason is not None:
+                self._reasons[choice.index] = choice.finish_reason
             if choice.logprobs is not None:
-                logprobs = [*(logprobs or []), *choice.logprobs.content]
-    assert finish_reason is not None
-    assert usage is not None
-    answer = Choice(
-        finish_reason=finish_reason,
-        message=Message(content="".join(text)),
-        logprobs=None if logprobs is None else Logprobs(content=logprobs),
-    )
-    return ChatCompletionResponse(id=chunk.id, created=chunk.created, model=chunk.model, choices=[answer], usage=usage)
+                self._logprobs.setdefault(choice.index, []).extend(choice.logprobs.content)
+
+    def response(self) -> ChatCompletionResponse:
+        """The whole answers, after the last chunk."""
+        last, usage = self._last, self._usage
+        assert last is not None
+        assert usage is not None
+        choices = [
+            Choice(
+                index=index,
+                finish_reason=self._reasons[index],
+                message=Message(content="".join(self._text[index])),
+                logprobs=Logprobs(content=self._logprobs[index]) if index in self._logprobs else None,
+            )
+            for index in sorted(self._text)
+        ]
+        return ChatCompletionResponse(id=last.id, created=last.created, model=last.model, choices=choices, usage=usage)

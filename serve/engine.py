@@ -11,10 +11,13 @@ from ..runtime.errors import EngineError, UsageError
 from .answer import answer, sampling_params
 from .config import EngineConfig, Mode
 from .loading import LoadedModel, load_model
+from .metrics import EngineMetrics, metrics_of
 
 if TYPE_CHECKING:
     from ..runtime.events import Event
+    from ..runtime.scheduler import Job
     from .chat import Chat
+    from .completion import Completion
     from .protocol import ChatCompletionRequest, ChatCompletionStreamResponse
 
 _Item = TypeVar("_Item")
@@ -50,11 +53,11 @@ class MLCEngine:
 
         Raises UsageError, ModelFileError, EngineError.
         """
-        config = EngineConfig() if engine_config is None else engine_config
-        if not isinstance(config, EngineConfig):
-            raise UsageError(f"engine_config is of type {type(config).__name__}: expected an EngineConfig")
-        library = None if model_lib is None else _path("model_lib", model_lib)
-        self._model: LoadedModel | None = load_model(_path("model", model), device, library, mode, config)
+        library = None if model_lib is None else path_text("model_lib", model_lib)
+        self._model: LoadedModel | None = load_model(
+            path_text("model", model), device, library, mode, checked_config(engine_config)
+        )
+        self._jobs: dict[str, list[Job]] = {}  # of the answers that run, by their id
 
     @cached_property
     def chat(self) -> "Chat":
@@ -71,6 +74,16 @@ class MLCEngine:
         """
         model = self._loaded()
         return self._while_running(answer(model, messages, sampling_params(model.config, sampling)))
+
+    def metrics(self) -> EngineMetrics:
+        """What the engine is doing, and has done. Raises EngineError after `terminate`."""
+        return metrics_of(self._loaded().generator)
+
+    def abort(self, request_id: str) -> None:
+        """End the answer with this id; its stream raises EngineError. Nothing happens if there is none."""
+        for job in self._jobs.get(request_id, ()):
+            job.error = EngineError(f"request {request_id} was aborted")
+            self._loaded().generator.scheduler.cancel(job)
 
     @property
     def context_window_size(self) -> int:
@@ -95,9 +108,18 @@ class MLCEngine:
         return self._model
 
     def _complete(self, request: "ChatCompletionRequest") -> "Iterator[ChatCompletionStreamResponse]":
-        from .completion import complete
+        from .completion import Completion
 
-        return self._while_running(complete(self._loaded(), request))
+        model = self._loaded()
+        completion = Completion(model, request)
+        return self._while_running(self._chunks(model, completion))
+
+    def _chunks(self, model: LoadedModel, completion: "Completion") -> "Iterator[ChatCompletionStreamResponse]":
+        self._jobs[completion.id] = completion.jobs
+        try:
+            yield from completion.chunks(model.generator.follow(completion.jobs))
+        finally:
+            self._jobs.pop(completion.id, None)
 
     def _while_running(self, items: Iterator[_Item]) -> Iterator[_Item]:
         """The items, as long as the engine is not terminated in the middle of them."""
@@ -109,7 +131,16 @@ class MLCEngine:
             yield item
 
 
-def _path(name: str, value: object) -> str:
+def checked_config(config: object) -> EngineConfig:
+    """The config that is given, or the default. Raises UsageError for what is none."""
+    if config is None:
+        return EngineConfig()
+    if not isinstance(config, EngineConfig):
+        raise UsageError(f"engine_config is of type {type(config).__name__}: expected an EngineConfig")
+    return config
+
+
+def path_text(name: str, value: object) -> str:
     """A path as text. Raises UsageError for what is none."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)

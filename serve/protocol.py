@@ -16,6 +16,8 @@ from ..runtime.errors import RequestError
 from ..runtime.sampling_params import SamplingParams
 from .answer import sampling_params
 
+MAX_ANSWERS = 128  # OpenAI's limit of `n`
+
 # Fields that SamplingParams has under the same name and type.
 _SAME_NAME = (
     "temperature", "top_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
@@ -93,8 +95,8 @@ class ChatCompletionRequest(_Request):
         return request
 
     def _check_supported(self) -> None:
-        if self.n is not None and self.n != 1:
-            raise _unsupported("n", self.n, "1")
+        if self.n is not None and not 1 <= self.n <= MAX_ANSWERS:
+            raise RequestError(f"n is {self.n}: expected 1 to {MAX_ANSWERS} answers", param="n", code="invalid_value")
         if self.tools:
             raise _unsupported("tools", self.tools, "null")
         if self.tool_choice not in (None, "none"):

@@ -176,10 +176,10 @@ def test_a_pass_that_fails_is_the_error_of_its_answers_only(tokenizer: Any) -> N
     bench.model.fail_after = len(bench.model.passes)
     bench.scheduler.step()
     assert answer(job) == bench.alone([1, 2])[:2]  # of the first step, whose events can still be read
-    bench.scheduler.run_until_event(job)
+    bench.scheduler.run_until_event([job])
     job.events.clear()
     with pytest.raises(EngineError, match="the model failed"):
-        bench.scheduler.run_until_event(job)
+        bench.scheduler.run_until_event([job])
     bench.model.fail_after = None
     later = bench.submit([5])
     bench.run()
@@ -241,7 +241,7 @@ def test_threads_that_wait_for_events_share_the_steps(tokenizer: Any) -> None:
         barrier.wait()
         bench.scheduler.submit(job)
         while True:
-            bench.scheduler.run_until_event(job)
+            bench.scheduler.run_until_event([job])
             if isinstance(job.events.popleft(), Finish):
                 return answer(job)
 

@@ -1,0 +1,117 @@
+"""A thread that runs an engine's steps, and brings their events to an event loop."""
+
+import asyncio
+import sys
+import threading
+import traceback
+from collections.abc import AsyncIterator, Sequence
+
+from ..runtime.errors import EngineError
+from ..runtime.events import Event, Finish
+from ..runtime.scheduler import MOST_UNREAD, Job, Scheduler
+
+
+class EngineThread:
+    """Runs steps while there is something to do. Streams may be opened on any event loop."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._streams: dict[_Stream, None] = {}
+        self._wake = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="mlc-engine", daemon=True)
+        self._thread.start()
+
+    async def stream(self, jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Event]]:
+        """The events of several answers as they come, each with the index of its job.
+
+        Closing the iterator gives up what is not finished, after the step that runs at most. Raises EngineError when
+        the model fails or the engine is terminated, OverloadedError when too many answers wait.
+        """
+        stream = _Stream(jobs)
+        unfinished = dict(enumerate(jobs))
+        try:
+            for job in jobs:
+                self._check_running()
+                self._scheduler.submit(job)
+            self._streams[stream] = None
+            self._notify()
+            while unfinished:
+                came = False
+                for index, job in list(unfinished.items()):
+                    if len(job.events) >= MOST_UNREAD:
+                        self._notify()
+                    while job.events:
+                        event, came = job.events.popleft(), True
+                        if type(event) is Finish:
+                            del unfinished[index]
+                        yield index, event
+                    if job.error is not None:
+                        raise job.error
+                if not came:
+                    self._check_running()
+                    await stream.wait()
+        finally:
+            self._streams.pop(stream, None)
+            for job in unfinished.values():
+                self._scheduler.cancel(job)
+            self._notify()
+
+    def stop(self) -> None:
+        """End the thread after the step that runs, and all streams. A second call does nothing."""
+        self._stopped = True
+        self._notify()
+        self._thread.join()
+        self.wake_streams()
+
+    def wake_streams(self) -> None:
+        """Let every stream look at its jobs."""
+        for stream in list(self._streams):
+            stream.wake()
+
+    def _check_running(self) -> None:
+        if self._stopped:
+            raise EngineError("the engine is terminated: make a new AsyncMLCEngine")
+
+    def _notify(self) -> None:
+        with self._wake:
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._stopped or self._scheduler.busy)
+            if self._stopped:
+                return
+            try:
+                self._scheduler.step()
+            except Exception as error:  # a defect: those who wait must hear of it, and the engine go on
+                traceback.print_exc(file=sys.stderr)
+                self._scheduler.fail_all(EngineError(f"the engine failed: {type(error).__name__}: {error}"))
+            for stream in list(self._streams):
+                if stream.has_news():
+                    stream.wake()
+
+
+class _Stream:
+    """Somebody on an event loop who waits for events of some jobs."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
+        self._loop = asyncio.get_running_loop()
+        self._came = asyncio.Event()
+
+    def has_news(self) -> bool:
+        return any(job.events or job.error is not None for job in self._jobs)
+
+    def wake(self) -> None:
+        """From any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._came.set)
+        except RuntimeError:  # the loop is closed, so nobody waits
+            return
+
+    async def wait(self) -> None:
+        if not self.has_news():
+            await self._came.wait()
+        self._came.clear()
