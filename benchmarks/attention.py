@@ -95,6 +95,7 @@ def main() -> None:
     arguments = arguments_of_script()
     import numpy as np
 
+    from mlc_llm.compiler.kernels.kv_cache import PAGE_SIZE, SHEET_PAGES
     from mlc_llm.runtime.artifact import KVCacheMetadata
     from mlc_llm.runtime.bandwidth import ReadProbe
     from mlc_llm.runtime.kv_cache import KVCache
@@ -104,7 +105,7 @@ def main() -> None:
     library = compiled(arguments, layers)
     layout = KVCacheMetadata(
         num_hidden_layers=layers, num_attention_heads=arguments.heads, num_key_value_heads=arguments.kv_heads,
-        head_dim=arguments.head_dim, dtype=arguments.dtype,
+        head_dim=arguments.head_dim, dtype=arguments.dtype, page_size=PAGE_SIZE, sheet_pages=SHEET_PAGES,
     )  # fmt: skip
     layer_bytes = layout.bytes_per_token // layers
     probe = ReadProbe(arguments.threads)

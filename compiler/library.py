@@ -13,7 +13,7 @@ from ..runtime.errors import EngineError
 from .kernels.cache_kernels import CacheShape
 from .kernels.cpu.sample_token import sampling_kernels
 from .kernels.cpu.table import KernelTable
-from .kernels.kv_cache import PAGE_SIZE
+from .kernels.kv_cache import PAGE_SIZE, SHEET_PAGES
 from .model.modules import Layers, assign_weights
 from .model.registry import get_architecture
 from .optimization import Optimization
@@ -99,6 +99,7 @@ def _metadata(config: ChatConfig, model_config: Any, cache: CacheShape, target: 
             head_dim=cache.head_dim,
             dtype=cache.dtype,
             page_size=PAGE_SIZE,
+            sheet_pages=SHEET_PAGES,
         ),
         params=params,
         interface="4",

@@ -161,6 +161,7 @@ class KVCacheMetadata(Record):
     head_dim: int
     dtype: KVDtype = "float16"
     page_size: int = 16
+    sheet_pages: int = 1  # pages that lie together in memory
 
     @property
     def bytes_per_token(self) -> int:

@@ -6,6 +6,7 @@ shared page first takes a copy of it. The tensors are those that compiler/kernel
 
 from array import array
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from . import ffi
@@ -55,7 +56,8 @@ class KVCache:
         rows = max(max_new_tokens, max_num_sequence)
         tables = [(rows,), (rows,), (max_num_sequence + 1,), (max_num_sequence + 1,),
                   (max_num_sequence * self._num_pages,), (max_num_sequence,), (max_num_sequence + 1,)]  # fmt: skip
-        rows_of_kv = (self._num_pages, layout.num_hidden_layers, 2, layout.num_key_value_heads, layout.page_size)
+        sheets, rows_of_sheet = -(-self._num_pages // layout.sheet_pages), layout.sheet_pages * layout.page_size
+        rows_of_kv = (sheets, layout.num_hidden_layers, 2, layout.num_key_value_heads, rows_of_sheet)
         arrays: list[tuple[tuple[int, ...], str]] = [(shape, "int32") for shape in tables]
         arrays.append(((*rows_of_kv, layout.head_dim), layout.dtype))
         if layout.dtype == "int8":
@@ -74,6 +76,8 @@ class KVCache:
         self._query_starts[0] = self._page_starts[0] = 0
         self._each.bytes().cast("i")[:] = array("i", range(max_num_sequence + 1))
         self._bytes = [stored.bytes() for stored in self._stored]
+        self._sheet_pages, self._sheets = layout.sheet_pages, sheets
+        self._heads = prod(rows_of_kv[1:4])  # in whose keys or values a sheet has one piece of a page each
         self._table_of: list[int] = []  # the sequences whose pages `_pages` lists
 
     def length(self, sequence: int) -> int:
@@ -268,9 +272,7 @@ class KVCache:
         index, end = entry.length // self.page_size, entry.length + count
         if index < len(entry.pages) and count and self._owners[entry.pages[index]] > 1:
             old, new = entry.pages[index], self._take_page()
-            for memory in self._bytes:
-                size = memory.nbytes // self._num_pages
-                memory[new * size : (new + 1) * size] = memory[old * size : (old + 1) * size]
+            self._copy_page(old, new)
             self._owners[old] -= 1
             entry.pages[index] = new
             self._table_of = []
@@ -278,6 +280,17 @@ class KVCache:
         if missing > 0:
             entry.pages.extend(self._take_page() for _ in range(missing))
             self._table_of = []
+
+    def _copy_page(self, old: int, new: int) -> None:
+        """Copy what is stored in a page, one piece for every layer, head, and keys or values."""
+        together = self._sheet_pages
+        for memory in self._bytes:
+            size = memory.nbytes // (self._sheets * self._heads * together)
+            (source, of), (target, at) = divmod(old, together), divmod(new, together)
+            for head in range(self._heads):
+                read = ((source * self._heads + head) * together + of) * size
+                write = ((target * self._heads + head) * together + at) * size
+                memory[write : write + size] = memory[read : read + size]
 
     def _drop(self, entry: _Sequence, keep: int) -> None:
         """Give up all pages of a sequence but the first `keep`."""

@@ -9,10 +9,12 @@ new tokens of b sequences:
     page_starts   int32 [b + 1]   the pages of sequence i are pages[page_starts[i] .. page_starts[i + 1]]
     pages         int32 [any]     page numbers
     lengths       int32 [b]       tokens of each sequence, the new ones included
-    kv            [num_pages, layers, 2, kv_heads, PAGE_SIZE, head_dim]   keys at index 0 of the third axis, values at 1
-    kv_scales     float32 [num_pages, layers, 2, kv_heads, PAGE_SIZE]     only where kv is int8: the factor of each row
+    kv            [num_sheets, layers, 2, kv_heads, rows, head_dim]   keys at index 0 of the third axis, values at 1
+    kv_scales     float32 [num_sheets, layers, 2, kv_heads, rows]     only where kv is int8: the factor of each row
 
-Keys are stored rotated. A page may belong to several sequences that begin alike.
+Keys are stored rotated. A page may belong to several sequences that begin alike. Pages are what sequences share, sheets
+what is read at a stretch: page p is rows PAGE_SIZE * (p % SHEET_PAGES) and on of sheet p // SHEET_PAGES. In what order
+numbers lie within the rows of a page is the kernels' business.
 """
 # mypy: disable-error-code="misc,no-any-return"
 
@@ -29,6 +31,7 @@ from ..target.target import CompileTarget
 from .cache_kernels import CacheKernels, CacheShape
 
 PAGE_SIZE = 16
+SHEET_PAGES = 4  # pages that lie together in memory
 
 
 def _cpu_kernels(cache: CacheShape, target: CompileTarget, activation_bits: int) -> CacheKernels:
@@ -63,7 +66,7 @@ class CacheSpec:
         """The tensors above as an argument of an exported function, for so many new tokens and sequences."""
         cache = self.shape
         starts = sequences + 1 if isinstance(sequences, int) else f"{sequences}_and_end"
-        layout = ["num_pages", cache.num_hidden_layers, 2, cache.num_key_value_heads, PAGE_SIZE]
+        layout = ["num_sheets", cache.num_hidden_layers, 2, cache.num_key_value_heads, PAGE_SIZE * SHEET_PAGES]
         tables = [[tokens], [tokens], [starts], [starts], ["used_pages"], [sequences]]
         tensors = [nn.spec.Tensor(shape, "int32") for shape in tables]
         tensors.append(nn.spec.Tensor([*layout, cache.head_dim], cache.dtype))

@@ -12,11 +12,19 @@ from mlc_llm.runtime.kv_cache import CacheFullError, KVCache
 PAGE, LAYERS = 16, 3
 
 
-def make(sequences: int = 4, tokens: int = 512, dtype: KVDtype = "float32", new: int = 64) -> KVCache:
+def make(
+    sequences: int = 4, tokens: int = 512, dtype: KVDtype = "float32", new: int = 64, sheet_pages: int = 1
+) -> KVCache:
     layout = KVCacheMetadata(
-        num_hidden_layers=LAYERS, num_attention_heads=2, num_key_value_heads=2, head_dim=4, dtype=dtype
-    )
+        num_hidden_layers=LAYERS, num_attention_heads=2, num_key_value_heads=2, head_dim=4, dtype=dtype,
+        sheet_pages=sheet_pages,
+    )  # fmt: skip
     return KVCache(layout, max_num_sequence=sequences, max_total_sequence_length=tokens, max_new_tokens=new)
+
+
+def pages_of(stored: Any) -> Any:
+    """The sheets of a tensor page by page: a view, `[sheets, sheet_pages, layers, 2, heads, PAGE, ..]`."""
+    return np.moveaxis(stored.reshape(*stored.shape[:4], -1, PAGE, *stored.shape[5:]), 4, 1)
 
 
 class Text:
@@ -38,8 +46,11 @@ class Text:
         positions, slots, query_starts, page_starts, pages, lengths = tensors[:6]
         new = np.arange(self.next, self.next + sum(counts))
         self.next += sum(counts)
-        for stored in tensors[6:]:  # int8 rows come with scales
-            stored[slots // PAGE, :, :, :, slots % PAGE] = new.reshape(-1, *[1] * (stored.ndim - 2)) % 100
+        stored_pages = [pages_of(stored) for stored in tensors[6:]]  # int8 rows come with scales
+        together = stored_pages[0].shape[1]
+        for stored in stored_pages:
+            sheets, of = np.divmod(slots // PAGE, together)
+            stored[sheets, of, :, :, :, slots % PAGE] = new.reshape(-1, *[1] * (stored.ndim - 3)) % 100
         assert positions.shape == slots.shape == (sum(counts),)
         assert query_starts.tolist() == [0, *np.cumsum(counts)]
         start = 0
@@ -50,15 +61,18 @@ class Text:
             assert lengths[row] == len(text) == self.cache.length(sequence)
             own = pages[page_starts[row] : page_starts[row + 1]]
             assert len(own) == -(-len(text) // PAGE)
-            for stored in tensors[6:]:
-                found = np.moveaxis(stored[own], 4, 1).reshape(len(own) * PAGE, -1)[: len(text)]
+            for stored in stored_pages:
+                found = np.moveaxis(stored[own // together, own % together], 4, 1).reshape(len(own) * PAGE, -1)[
+                    : len(text)
+                ]
                 assert (found == np.array(text)[:, None] % 100).all()
             start += count
 
 
-def test_random_histories() -> None:
+@pytest.mark.parametrize("sheet_pages", [1, 4])
+def test_random_histories(sheet_pages: int) -> None:
     chance = np.random.default_rng(0)
-    text = Text(make(sequences=5, tokens=640))
+    text = Text(make(sequences=5, tokens=640, sheet_pages=sheet_pages))
     cache, room = text.cache, text.cache.available_tokens()
     for _ in range(1500):
         alive = list(text.tokens)
@@ -92,7 +106,7 @@ def test_random_histories() -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_a_page_that_is_shared_in_part_is_copied_by_the_one_that_writes(dtype: KVDtype) -> None:
-    text = Text(make(dtype=dtype))
+    text = Text(make(dtype=dtype, sheet_pages=4))
     parent = text.cache.add()
     text.forward([parent], [40])
     free = text.cache.available_tokens()

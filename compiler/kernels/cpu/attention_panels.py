@@ -123,7 +123,7 @@ def fill_panels(tile: Tile, paged: PagedKV, panels: Panels, head: Expr, sequence
     _fill_keys(tile, panels, rows, head, first, present)
     paged.stage(sequence, start, present, VALUE, head, rows)
     # the weights of keys past the end are zero, but so must be what they multiply: NaN would stay NaN
-    whole = settled((present + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE)
+    whole = settled((present + tile.height - 1) // tile.height * tile.height)
     with T.serial(whole - present) as j, T.serial(tile.padded) as d:
         T.buffer_store(rows, T.float32(0), [present + j, d])
     _fill_values(tile, panels, rows, head, first, present, whole)

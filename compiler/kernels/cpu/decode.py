@@ -13,15 +13,20 @@ Where a chunk ends inside a sequence it leaves an unnormalized output with its m
 combined at the end.
 """
 
+from tvm import tirx
 from tvm.script import tirx as T
 
 from ..builder import kernel, parallel
-from .decode_block import KeyBlock
-from .flash import KEY_BLOCK, NO_SCORE, HeadShape, RowState, softmax_row
-from .kv_pages import PagedKV
+from ..kv_cache import PAGE_SIZE, SHEET_PAGES
+from .attention_dot import Dot
+from .decode_block import FloatProducts, KeyBlock
+from .decode_rows import Rows, Scratch, room
+from .decode_words import WordProducts
+from .flash import NO_SCORE, HeadShape
+from .kv_pages import KEY_BLOCK, NUMBERS, PagedKV
 from .queries import load_queries
 from .rope import Rotation, emit_angles
-from .vector import constant, copy, exp2, settled, span, splat
+from .vector import constant, exp2, settled, span, splat
 
 MAX_CHUNKS = 64
 LEAST_WORK = 1 << 17  # multiplications by keys that are worth a second thread
@@ -31,8 +36,10 @@ CHUNK_WORK = 1 << 19  # multiplications by keys of a chunk: combining eight part
 class _Decode:
     """The kernel under construction: its arguments, and the code that they are used by."""
 
-    def __init__(self, k, shape: HeadShape, rotation: Rotation, num_layers: int, window: int | None) -> None:
-        self.shape, self.rotation, self.window = shape, rotation, window
+    def __init__(
+        self, k, shape: HeadShape, rotation: Rotation, dot: Dot | None, num_layers: int, window: int | None
+    ) -> None:
+        self.shape, self.rotation, self.dot, self.window = shape, rotation, dot, window
         self.batch = T.int32()
         self.qkv = k.input("qkv", (self.batch, 1, shape.fused_width), "float32")
         self.paged = PagedKV.declare(k, shape, num_layers, self.batch, self.batch)
@@ -40,9 +47,11 @@ class _Decode:
 
     def body(self) -> None:
         shape = self.shape
-        rows = (self.batch + MAX_CHUNKS, shape.num_q_heads)
-        self.outputs = T.alloc_buffer((*rows, shape.head_dim), "float32")
-        self.maxima, self.totals = T.alloc_buffer(rows, "float32"), T.alloc_buffer(rows, "float32")
+        rows, words = (shape.num_q_heads, shape.head_dim), (2, shape.num_q_heads, shape.head_dim // NUMBERS)
+        self.layout = {**Rows.layout(shape), "queries": (rows, "float32")}
+        if self.dot is not None:
+            self.layout["words"] = (words, "int32")
+        self.scratch = Scratch(self.batch + MAX_CHUNKS, sum(room(shape) for shape, _ in self.layout.values()))
         self.blocks = self._count_blocks()
         block_work = KEY_BLOCK * shape.num_q_heads * shape.head_dim
         chunks = T.max(T.min(MAX_CHUNKS, self.blocks // max(1, CHUNK_WORK // block_work)), T.min(2, self.blocks))
@@ -91,24 +100,25 @@ class _Decode:
         cosines, sines = T.alloc_buffer((half,), "float32"), T.alloc_buffer((half,), "float32")
         emit_angles(self.rotation, self.shape.vectors, self.paged.positions[sequence], cosines, sines)
         first_block = settled(self._first_block(sequence))
-        first = settled((first_block + begin) * KEY_BLOCK)
-        last = settled(T.min((first_block + end) * KEY_BLOCK, self.paged.lengths[sequence]))
         # the new token's key is in the last block
         with T.If(end == count), T.Then(), T.serial(shape.num_kv_heads) as head:
             self._store_token(sequence, head, cosines, sines)
-        queries = T.alloc_buffer((shape.num_q_heads, shape.head_dim), "float32")
+        buffers = self.scratch.cut(part, self.layout)
+        queries, words = buffers.pop("queries"), buffers.pop("words", None)
         with T.serial(shape.num_kv_heads) as head:
             load_queries(
                 shape, self.rotation, self.qkv, (sequence, 0), head, cosines, sines, queries, head * shape.group
             )
-        state = RowState.allocate(shape, shape.num_q_heads)
-        state.clear(shape, shape.num_q_heads)
-        self._attend(sequence, first, last, queries, state)
+        products = FloatProducts(shape, queries) if words is None else WordProducts(shape, self.dot, queries, words)
+        products.prepare()
+        rows = Rows(shape, **buffers)
+        rows.clear()
+        self._attend(sequence, T.bind(first_block + begin), T.bind(first_block + end), products, rows)
         with T.If((begin == 0) & (end == count)):
             with T.Then():
-                self._write_output(sequence, state)
-            with T.Else():
-                self._write_part(part, state)
+                self._write_output(sequence, rows)
+            with T.Else(), T.serial(shape.num_q_heads) as row:
+                T.buffer_store(rows.before, rows.weight_sum(row), [row])
 
     def _store_token(self, sequence, head, cosines, sines) -> None:
         shape = self.shape
@@ -119,35 +129,32 @@ class _Decode:
             self.rotation, sequence, head, (self.qkv, (*row, key)), (self.qkv, (*row, value)), cosines, sines
         )
 
-    def _attend(self, sequence, first, last, queries, state: RowState) -> None:
-        """Attention of all heads to the keys first <= key < last."""
-        shape = self.shape
-        scores = T.alloc_buffer((shape.group, KEY_BLOCK), "float32")
-        low = T.int32(0) if self.window is None else settled(self.paged.lengths[sequence] - self.window)
-        with T.serial(T.ceildiv(last - first, KEY_BLOCK)) as step, T.serial(shape.num_kv_heads) as head:
-            start = T.bind(first + step * KEY_BLOCK)
-            present = settled(T.min(last - start, KEY_BLOCK))
-            block = KeyBlock(shape, self.paged, sequence, head, start, present, T.bind(head * shape.group))
-            block.score(queries, scores)
-            with T.serial(shape.group) as row:
-                hidden = T.int32(0) if self.window is None else low - start
-                softmax_row(shape, scores, row, state, block.first_row + row, hidden, present)
-            block.add_values(scores, state)
+    def _attend(self, sequence, begin, end, products, rows: Rows) -> None:
+        """Attention of all heads to the keys in the blocks begin <= block < end of the sequence."""
+        shape, paged = self.shape, self.paged
+        length = T.bind(paged.lengths[sequence])
+        last_page = T.bind((length - 1) // PAGE_SIZE)
+        with T.serial(end - begin) as step:
+            number = T.bind(begin + step)
+            start = T.bind(number * KEY_BLOCK)
+            present = settled(T.min(length - start, KEY_BLOCK))
+            block = KeyBlock(shape, paged, sequence, T.bind(number * SHEET_PAGES), last_page, present, rows)
+            with T.serial(shape.num_kv_heads) as head:
+                products.score(block, head)
+            low = T.int32(0) if self.window is None else length - self.window - start
+            with T.If(tirx.any(low > 0, block.present < KEY_BLOCK)), T.Then():
+                rows.hide(low, block.present)
+            rows.weigh()
+            with T.serial(shape.num_kv_heads) as head:
+                products.add_values(block, head)
 
-    def _write_output(self, sequence, state: RowState) -> None:
+    def _write_output(self, sequence, rows: Rows) -> None:
         shape, unit = self.shape, self.shape.vectors
         with T.serial(shape.num_q_heads) as row:
-            inverse = T.bind(splat(T.float32(1) / state.weight_sum(shape, row), unit.lanes))
+            inverse = T.bind(splat(T.float32(1) / rows.weight_sum(row), unit.lanes))
             for d in range(0, shape.head_dim, unit.lanes):
                 place = span(row * shape.head_dim + d, unit.lanes)
-                T.buffer_store(self.out, state.output[row, span(d, unit.lanes)] * inverse, [sequence, 0, place])
-
-    def _write_part(self, part, state: RowState) -> None:
-        shape = self.shape
-        with T.serial(shape.num_q_heads) as row:
-            copy(shape.vectors, self.outputs, (part, row, 0), state.output, (row, 0), shape.head_dim)
-            T.buffer_store(self.maxima, state.maximum[row], [part, row])
-            T.buffer_store(self.totals, state.weight_sum(shape, row), [part, row])
+                T.buffer_store(self.out, rows.output[row, span(d, unit.lanes)] * inverse, [sequence, 0, place])
 
     def _combine(self) -> None:
         """Join the parts of sequences that lie in several chunks."""
@@ -170,28 +177,30 @@ class _Decode:
         parts = [span(d, unit.lanes) for d in range(0, dim, unit.lanes)]
         T.buffer_store(state, T.float32(NO_SCORE), [0])
         with T.serial(last - first) as part:
-            T.buffer_store(state, T.max(state[0], self.maxima[first + part, head]), [0])
+            maximum = self.scratch.cut(first + part, self.layout)["maximum"]
+            T.buffer_store(state, T.max(state[0], maximum[head]), [0])
         T.buffer_store(state, T.float32(0), [1])
         for place in parts:
             T.buffer_store(row, constant(0.0, unit.lanes), [place])
         with T.serial(last - first) as part:
-            weight = exp2(self.maxima[first + part, head] - state[0], 1)
-            T.buffer_store(state, state[1] + weight * self.totals[first + part, head], [1])
+            rows = self.scratch.cut(first + part, self.layout)
+            weight = exp2(rows["maximum"][head] - state[0], 1)
+            T.buffer_store(state, state[1] + weight * rows["before"][head], [1])
             for place in parts:
-                share = splat(weight, unit.lanes) * self.outputs[first + part, head, place]
-                T.buffer_store(row, row[place] + share, [place])
+                T.buffer_store(row, row[place] + splat(weight, unit.lanes) * rows["output"][head, place], [place])
         inverse = T.bind(splat(T.float32(1) / state[1], unit.lanes))
         for d, place in zip(range(0, dim, unit.lanes), parts, strict=True):
             T.buffer_store(self.out, row[place] * inverse, [sequence, 0, span(head * dim + d, unit.lanes)])
 
 
-def decode_attention(shape: HeadShape, rotation: Rotation, num_layers: int, window: int | None = None):
+def decode_attention(shape: HeadShape, rotation: Rotation, dot: Dot | None, num_layers: int, window: int | None = None):
     """PrimFunc: qkv float32 [b, 1, fused width], layer, the cache's tensors -> out float32 [b, 1, q heads * head_dim].
 
-    With a `window` a query sees only the last `window` keys, its own among them.
+    `dot`: how int8 is multiplied; None: in float32. With a `window` a query sees only the last `window` keys, its own
+    among them.
     """
     with kernel("decode_attention") as k:
-        decode = _Decode(k, shape, rotation, num_layers, window)
+        decode = _Decode(k, shape, rotation, dot, num_layers, window)
         with k.body():
             decode.body()
     return k.function

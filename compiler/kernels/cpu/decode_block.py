@@ -1,13 +1,13 @@
 # mypy: ignore-errors
-"""One block of keys and values of one key head in decode attention.
+"""Products of decode attention in float32: queries by the keys of a block, weights by its values.
 
 Compute and memory have to go on at the same time. Prefetches alone cannot keep memory busy: a core has too few buffers
 for lines that it waits for. But where lines are asked for in the order in which they lie in memory, the hardware reads
-ahead by itself. So while a block is used, the next one is asked for in memory's order, whatever the order of use, and
-always as many bytes as are read meanwhile:
+ahead by itself. A block is four pages, most often a sheet; it is used in memory's order, and as much of the next one is
+asked for as is used of this:
 
-    used        keys of head 0    values of head 0    keys of head 1   ...    of pages 0 to 3
-    asked for   all heads of page 4 ..., page 5 ..., page 6 ..., page 7
+    used        keys of head 0    keys of head 1    ...    values of head 0    ...    of this block
+    asked for   keys of head 0    keys of head 1    ...    values of head 0    ...    of the next block
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
-from .flash import KEY_BLOCK, HeadShape, RowState
-from .kv_pages import KEY, PAGE_SIZE, VALUE, PagedKV, index64
-from .vector import Expr, fold, prefetch, settled, span, splat
+from ..kv_cache import PAGE_SIZE, SHEET_PAGES
+from .decode_rows import Rows
+from .flash import HeadShape
+from .kv_pages import KEY, NUMBERS, VALUE, HeadPage, PagedKV
+from .vector import Expr, constant, settled, span, splat
 
-BLOCK_PAGES = KEY_BLOCK // PAGE_SIZE
 
-
-def _parts(count: int, most: int) -> list[range]:
+def parts(count: int, most: int) -> list[range]:
     """0..count in parts of at most `most`, about the same in each."""
     size = -(-count // -(-count // most))
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
@@ -30,119 +30,128 @@ def _parts(count: int, most: int) -> list[range]:
 
 @dataclass(frozen=True)
 class KeyBlock:
-    """The keys start <= key < start + present of a sequence, and the rows of queries and outputs that use them."""
+    """A block of keys and values of a sequence, and the rows that use the first `present` of them."""
 
     shape: HeadShape
     paged: PagedKV
     sequence: Expr
-    head: Expr
-    start: Expr
+    first_page: Expr
+    last_page: Expr  # of the sequence
     present: Expr
-    first_row: Expr
+    rows: Rows
 
-    def score(self, queries, scores) -> None:
-        """scores[row, key] = queries[first_row + row] . key, for whole vectors of keys.
+    def page(self, which: int, head: Expr, number: Expr) -> tuple[HeadPage, HeadPage]:
+        """The keys or values of a head in a page of the block, and those that are asked for meanwhile."""
+        return tuple(
+            self.paged.head(self.sequence, T.min(self.first_page + number + ahead, self.last_page), which, head)
+            for ahead in (0, SHEET_PAGES)
+        )
 
-        Lanes are dimensions; the sums over lanes are taken for `lanes` keys together. First those of four keys are
-        folded into one vector, in a loop that is short enough for the registers:
+    @property
+    def accumulators(self) -> int:
+        """Registers for sums; the others are for operands."""
+        return 24 if self.shape.unit.registers >= 32 else 12
 
-            key 0  a a a a a a a a ...         a b a b a b a b ...
-            key 1  b b b b b b b b ...   ->                          ->   a b c d a b c d ...
-            key 2  c c c c c c c c ...         c d c d c d c d ...
-            key 3  d d d d d d d d ...
-        """
-        lanes, paged = self.shape.vectors.lanes, self.paged
-        at_once = 3 if self.shape.unit.registers >= 32 else 1  # rows that share a load of the key
-        with T.serial(T.ceildiv(self.present, lanes)) as part:
-            first = T.bind(part * lanes)
-            index = paged.index(self.sequence, self.start + first, KEY, self.head)
-            for rows in _parts(self.shape.group, at_once):
-                ahead = self._next_rows(KEY, first) if rows[0] == 0 else None
-                totals = self._dots(queries, rows, index, ahead, T.min(self.present - first, lanes))
-                for row, total in zip(rows, totals, strict=True):
-                    if paged.scales is not None:
-                        total = total * paged.row_scales(index, lanes)
-                    T.buffer_store(scores, total, [row, span(first, lanes)])
 
-    def _dots(self, queries, rows: Sequence[int], index, ahead, count) -> list[Expr]:
-        """For each row, the vector of its products with `lanes` keys, of which `count` are there."""
+class FloatProducts:
+    """Queries, and their products and those of weights."""
+
+    def __init__(self, shape: HeadShape, queries) -> None:
+        """`queries`: float32 [rows, head_dim]."""
+        self.shape, self.queries = shape, queries
+
+    def prepare(self) -> None:
+        """Queries are used as they are."""
+
+    def score(self, block: KeyBlock, head: Expr) -> None:
+        """scores[row, key] = query . key for the rows of a head. Lanes are keys."""
         lanes = self.shape.vectors.lanes
-        together = min(4, lanes)
-        partial = T.alloc_buffer((lanes // together, len(rows), lanes), "float32")
-        with T.serial(T.ceildiv(settled(count), together)) as four:
-            keys = [(*index[:-2], index[-2] + four * together + j) for j in range(together)]
-            sums = [[None] * together for _ in rows]
-            for d in range(0, self.shape.head_dim, lanes):
-                if ahead is not None and d == 0:
-                    for j in range(together):
-                        prefetch(self.paged.kv, (*ahead[:-2], ahead[-2] + four * together + j, 0), self.shape.head_dim)
-                parts = [self.paged.load((*key, T.int64(0)), T.int64(d)) for key in keys]
-                for r, row in enumerate(rows):
-                    query = T.bind(queries[self.first_row + row, span(d, lanes)])
-                    for j, part in enumerate(parts):
-                        sums[r][j] = T.bind(query * part if d == 0 else sums[r][j] + query * part)
-            for r in range(len(rows)):
-                T.buffer_store(partial, _folded(sums[r], lanes, 1), [four, r, span(0, lanes)])
-        fours = range(lanes // together)
-        return [
-            _folded([T.bind(partial[four, r, span(0, lanes)]) for four in fours], lanes, together)
-            for r in range(len(rows))
-        ]
+        with T.serial(T.ceildiv(block.present, lanes)) as part:
+            column, key = T.bind(part * lanes), T.bind(part * lanes % PAGE_SIZE)
+            keys, ahead = block.page(KEY, head, column // PAGE_SIZE)
+            ahead.prefetch_scales()
+            for rows in parts(self.shape.group, block.accumulators // NUMBERS):
+                cells = self._dots(keys, ahead if rows[0] == 0 else None, head, rows, key)
+                for row in rows:
+                    total = sum_of([cells[row, i][span(0, lanes)] for i in range(NUMBERS)])
+                    if keys.quantized:
+                        total = total * keys.scale(key, lanes)
+                    T.buffer_store(block.rows.scores, total, [head * self.shape.group + row, span(column, lanes)])
 
-    def add_values(self, scores, state: RowState) -> None:
-        """output[first_row + row] = rescale * output + weights x values, the weights being in `scores`."""
-        shape, paged, lanes = self.shape, self.paged, self.shape.vectors.lanes
-        if paged.scales is not None:  # the weights take the factors of the values
-            with T.serial(T.ceildiv(self.present, lanes)) as part:
-                index = paged.index(self.sequence, self.start + part * lanes, VALUE, self.head)
-                factors = T.bind(paged.row_scales(index, lanes))
-                with T.serial(shape.group) as row:
-                    place = span(part * lanes, lanes)
-                    T.buffer_store(scores, scores[row, place] * factors, [row, place])
-        for rows in _parts(shape.group, shape.tile_rows):
-            for columns in _parts(shape.head_dim // lanes, shape.tile_columns):
-                self._add_tile(scores, state, rows, columns)
+    def _dots(self, keys: HeadPage, ahead: HeadPage | None, head: Expr, rows: Sequence[int], key: Expr):
+        """The sums of each row's products with `lanes` keys, over every fourth dimension, in cells [row, first]."""
+        lanes, whole = self.shape.vectors.lanes, span(0, self.shape.vectors.lanes)
+        cells = {(row, i): T.alloc_buffer((lanes,), "float32") for row in rows for i in range(NUMBERS)}
+        for cell in cells.values():
+            T.buffer_store(cell, constant(0.0, lanes), [whole])
+        with T.serial(self.shape.head_dim // NUMBERS) as step:
+            d = T.bind(step * NUMBERS)
+            if ahead is not None:  # as much as is used
+                ahead.prefetch(d * PAGE_SIZE + key * NUMBERS, lanes * NUMBERS)
+            vectors = keys.keys(key, d, lanes)
+            for row in rows:
+                for i, vector in enumerate(vectors):
+                    query = splat(self.queries[head * self.shape.group + row, d + i], lanes)
+                    T.buffer_store(cells[row, i], cells[row, i][whole] + query * vector, [whole])
+        return cells
 
-    def _add_tile(self, scores, state: RowState, rows: Sequence[int], columns: Sequence[int]) -> None:
+    def add_values(self, block: KeyBlock, head: Expr) -> None:
+        """output = rescale * output + weights x values for the rows of a head. Lanes are dimensions."""
+        shape, lanes = self.shape, self.shape.vectors.lanes
+        if block.paged.scales is not None:
+            self._scale_weights(block, head)
+        columns = shape.head_dim // lanes
+        for some in parts(columns, 4 if shape.unit.registers >= 32 else 2):
+            for rows in parts(shape.group, block.accumulators // len(some)):
+                self._add_tile(block, head, rows, some)
+
+    def _scale_weights(self, block: KeyBlock, head: Expr) -> None:
+        """Multiply weights by the scales of their values; there may be anything in those of keys that are not there."""
+        lanes = self.shape.vectors.lanes
+        end = T.bind(splat(block.present, lanes))
+        with T.serial(T.ceildiv(block.present, lanes)) as part:
+            place, number = span(part * lanes, lanes), part * lanes // PAGE_SIZE
+            scale = block.page(VALUE, head, number)[0].scale(part * lanes % PAGE_SIZE, lanes)
+            scales = T.bind(T.Select(place < end, scale, constant(0.0, lanes)))
+            with T.serial(self.shape.group) as row:
+                index = [head * self.shape.group + row, place]
+                T.buffer_store(block.rows.scores, block.rows.scores[tuple(index)] * scales, index)
+
+    def _add_tile(self, block: KeyBlock, head: Expr, rows: Sequence[int], columns: Sequence[int]) -> None:
         """Some vectors of some outputs, in registers."""
-        paged, lanes = self.paged, self.shape.vectors.lanes
-        whole = span(0, lanes)
+        shape, lanes, state = self.shape, self.shape.vectors.lanes, block.rows
+        whole, first_row = span(0, lanes), head * shape.group
         cells = {(row, column): T.alloc_buffer((lanes,), "float32") for row in rows for column in columns}
         for (row, column), cell in cells.items():
-            factor = splat(state.rescale[self.first_row + row], lanes)
-            output = state.output[self.first_row + row, span(column * lanes, lanes)]
-            T.buffer_store(cell, output * factor, [whole])
-        with T.serial(T.ceildiv(self.present, PAGE_SIZE)) as page:
-            first = T.bind(page * PAGE_SIZE)
-            index = paged.index(self.sequence, self.start + first, VALUE, self.head)
-            ahead = self._next_rows(VALUE, first)
-            with T.serial(settled(T.min(self.present - first, PAGE_SIZE))) as k:
-                if rows[0] == 0 and columns[0] == 0:
-                    prefetch(paged.kv, (*ahead[:-2], index64(k), T.int64(0)), self.shape.head_dim)
-                value = (*index[:-2], index64(k), T.int64(0))
-                vectors = [paged.load(value, T.int64(column * lanes)) for column in columns]
-                weights = [T.bind(splat(scores[row, first + k], lanes)) for row in rows]
-                for (row, column), cell in cells.items():
-                    product = weights[row - rows[0]] * vectors[column - columns[0]]
-                    T.buffer_store(cell, cell[whole] + product, [whole])
+            output = state.output[first_row + row, span(column * lanes, lanes)]
+            T.buffer_store(cell, output * state.rescale(first_row + row), [whole])
+
+        def add(key: Expr, vectors: list[Expr]) -> None:
+            for row in rows:
+                weight = T.bind(splat(state.scores[first_row + row, key], lanes))
+                for column, vector in zip(columns, vectors, strict=True):
+                    T.buffer_store(cells[row, column], cells[row, column][whole] + weight * vector, [whole])
+
+        with T.serial(T.ceildiv(block.present, PAGE_SIZE)) as number:
+            values, ahead = block.page(VALUE, head, number)
+            start = T.bind(number * PAGE_SIZE)
+            here = settled(T.min(block.present - start, PAGE_SIZE))
+            if rows[0] == 0:
+                ahead.prefetch_scales()
+            count = values.group
+            with T.serial(T.ceildiv(here, count)) as step:
+                if rows[0] == 0:
+                    place = (step * shape.head_dim + columns[0] * lanes) * count
+                    ahead.prefetch(place, count * len(columns) * lanes)
+                vectors = [values.values(step, column * lanes, lanes) for column in columns]
+                for i in range(count):
+                    add(start + step * count + i, [vector[i] for vector in vectors])
         for (row, column), cell in cells.items():
-            T.buffer_store(state.output, cell[whole], [self.first_row + row, span(column * lanes, lanes)])
-
-    def _next_rows(self, which, first):
-        """The index of what is asked for while the keys or values from the `first` of the block on are used: as much of
-        the next block, in memory's order."""
-        paged, heads = self.paged, self.shape.num_kv_heads
-        order = settled((self.head * 2 + which) * BLOCK_PAGES + first // PAGE_SIZE)
-        pages = T.bind(T.ceildiv(paged.lengths[self.sequence], PAGE_SIZE))
-        page = settled(T.min(self.start // PAGE_SIZE + BLOCK_PAGES + order // (2 * heads), pages - 1))
-        run = T.bind(T.floormod(order, 2 * heads))
-        index = paged.index(self.sequence, page * PAGE_SIZE, run // heads, T.floormod(run, heads))
-        return (*index[:-2], index64(T.floormod(first, PAGE_SIZE)), T.int64(0))
+            T.buffer_store(state.output, cell[whole], [first_row + row, span(column * lanes, lanes)])
 
 
-def _folded(vectors: list[Expr], lanes: int, stride: int) -> Expr:
-    """One vector of the sums of several, each in lanes of its own: `stride` lanes after those of the one before."""
+def sum_of(vectors: list[Expr]) -> Expr:
+    """The sum of 2^n vectors, in pairs."""
     while len(vectors) > 1:
-        vectors = [fold(a, b, lanes, stride) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
-        stride *= 2
+        vectors = [T.bind(a + b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
     return vectors[0]

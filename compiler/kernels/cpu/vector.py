@@ -156,12 +156,6 @@ def abs_max(vectors: Sequence[Expr], lanes: int) -> Expr:
     return reduce(largest, lanes, T.max)
 
 
-def round_to_int8(vector: Expr, lanes: int) -> Expr:
-    """A float32 vector of magnitudes up to 127, rounded to nearest even: 1.5 * 2^23 leaves it in the sum's low bits."""
-    bits = settled(T.reinterpret(vector + constant(12582912.0, lanes), dtype=_typed("int32", lanes)), "int32", lanes)
-    return T.cast(bits - constant(0x4B400000, lanes, "int32"), _typed("int8", lanes))
-
-
 def add(a: Expr, b: Expr) -> Expr:
     return a + b
 
@@ -172,14 +166,6 @@ def exchange(a: Expr, b: Expr, lanes: int, stride: int) -> tuple[Expr, Expr]:
     first = [lane + lanes - stride if lane & stride else lane for lane in range(lanes)]
     second = [lane + lanes if lane & stride else lane + stride for lane in range(lanes)]
     return tirx.Shuffle([a, b], first), tirx.Shuffle([a, b], second)
-
-
-def fold(a: Expr, b: Expr, lanes: int, stride: int) -> Expr:
-    """Halve the lanes that hold parts of a sum: lane i and its neighbour `stride` away of `a` are added into the lanes
-    that have the bit `stride` clear, those of `b` into the others."""
-    own = [lane + lanes if lane & stride else lane for lane in range(lanes)]
-    other = [lane - stride + lanes if lane & stride else lane + stride for lane in range(lanes)]
-    return T.bind(tirx.Shuffle([a, b], own) + tirx.Shuffle([a, b], other))
 
 
 def transpose(rows: Sequence[Expr], lanes: int) -> list[Expr]:

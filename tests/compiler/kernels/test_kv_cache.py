@@ -13,7 +13,7 @@ from tvm import relax
 from tvm.relax.frontend import nn
 
 from mlc_llm.compiler.kernels.cache_kernels import CacheShape
-from mlc_llm.compiler.kernels.kv_cache import PAGE_SIZE, CacheSpec, PagedKVCache
+from mlc_llm.compiler.kernels.kv_cache import PAGE_SIZE, SHEET_PAGES, CacheSpec, PagedKVCache
 from mlc_llm.compiler.model.rope import parse_rope
 from mlc_llm.compiler.target import resolve_target
 from mlc_llm.runtime.artifact import KVCacheMetadata
@@ -71,7 +71,7 @@ def test_full_and_sliding_layers_over_a_cache_that_grows_forks_and_shrinks() -> 
     machine = relax.VirtualMachine(relax.build(module(), resolve_target("cpu").tvm_target()), tvm.cpu())
     layout = KVCacheMetadata(
         num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, head_dim=DIM,
-        dtype="float32", page_size=PAGE_SIZE,
+        dtype="float32", page_size=PAGE_SIZE, sheet_pages=SHEET_PAGES,
     )  # fmt: skip
     pages = KVCache(layout, max_num_sequence=4, max_total_sequence_length=1024, max_new_tokens=256)
     random = np.random.default_rng(0)
