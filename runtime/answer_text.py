@@ -32,12 +32,19 @@ class AnswerText:
         """Whether a stop string has been found."""
         return self._stops.stopped
 
+    def ranked(self, sampled: Sampled) -> TokenLogprob:
+        """A token with its bytes, and the most likely ones in its place with theirs."""
+        token_bytes = self._tokenizer.token_bytes
+        top = tuple(RankedToken(token, token_bytes(token), logprob) for token, logprob in sampled.top)
+        assert sampled.logprob is not None
+        return TokenLogprob(sampled.token, token_bytes(sampled.token), sampled.logprob, top)
+
     def take(self, sampled: Sampled) -> Delta:
         """One more token. Returns what may be shown now."""
         text = self._detokenizer.put(sampled.token)
         if not self._logprobs:
             return Delta(self._stops.put(text)[0])
-        self._pending.append((self._decoded, self._ranked(sampled)))
+        self._pending.append((self._decoded, self.ranked(sampled)))
         return self._release(text)
 
     def finish(self) -> Delta:
@@ -60,9 +67,3 @@ class AnswerText:
         ready = [logprob for start, logprob in self._pending if start < self._released]
         self._pending = self._pending[len(ready) :]
         return Delta(shown, tuple(ready))
-
-    def _ranked(self, sampled: Sampled) -> TokenLogprob:
-        token_bytes = self._tokenizer.token_bytes
-        top = tuple(RankedToken(token, token_bytes(token), logprob) for token, logprob in sampled.top)
-        assert sampled.logprob is not None
-        return TokenLogprob(sampled.token, token_bytes(sampled.token), sampled.logprob, top)

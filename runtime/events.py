@@ -20,6 +20,13 @@ class TokenLogprob(RankedToken):
     top: tuple[RankedToken, ...] = ()
 
 
+class PromptScored(NamedTuple):
+    """The tokens of a prompt with their log-probabilities; the first one has none to compare."""
+
+    first: RankedToken
+    rest: tuple[TokenLogprob, ...]
+
+
 class Delta(NamedTuple):
     """More of the answer. `logprobs` are those of the tokens that `text` is made of, where they were asked for."""
 
@@ -49,4 +56,4 @@ class Finish:
         return (self.completion_tokens - 1) / max(self.decode_seconds, 1e-9)
 
 
-Event = Delta | Finish
+Event = PromptScored | Delta | Finish

@@ -38,20 +38,36 @@ class Generator:
         events = self.follow([self.job(prompt_ids, params, stop_strings=stop_strings)])
         return (event for _, event in events)
 
-    def job(self, prompt_ids: Sequence[int], params: SamplingParams, *, stop_strings: Sequence[str] = ()) -> Job:
+    def job(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        stop_strings: Sequence[str] = (),
+        score_prompt: bool = False,
+        param: str = "messages",
+    ) -> Job:
         """The answer to a prompt, for the scheduler.
 
+        With `score_prompt` its first event is a `PromptScored`. `param` is the request's field that the prompt is in.
         Raises RequestError for an empty prompt, one that fills the context (code "context_length_exceeded"), or invalid
         params.
         """
         if not prompt_ids:
-            raise RequestError("the prompt is empty: at least one token is needed", param="messages")
+            raise RequestError("the prompt is empty: at least one token is needed", param=param)
+        for token in (min(prompt_ids), max(prompt_ids)):
+            if not 0 <= token < self.model.vocab_size:
+                raise RequestError(
+                    f"token {token} is not in the vocabulary of {self.model.vocab_size}",
+                    param=param,
+                    code="invalid_value",
+                )
         context = self.context_window
         if len(prompt_ids) >= context:
             raise RequestError(
                 f"the prompt has {len(prompt_ids)} tokens; the context holds {context}, the answer included: "
-                "shorten the messages",
-                param="messages",
+                f"shorten the {param}",
+                param=param,
                 code="context_length_exceeded",
             )
         sampler = Sampler(params, self.vocab_size, self.model.sampling, prompt_ids)
@@ -60,7 +76,9 @@ class Generator:
         limit = context - len(prompt_ids)
         if params.max_tokens is not None:
             limit = min(limit, params.max_tokens)
-        return Job(list(prompt_ids), sampler, stops, text, limit)
+        job = Job(list(prompt_ids), sampler, stops, text, limit)
+        job.scores = [] if score_prompt else None
+        return job
 
     def follow(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Event]]:
         """The events of several answers as they come, each with the index of its job.

@@ -104,6 +104,12 @@ class Sampler:
         values = logits.numpy() if isinstance(logits, LazyArray) else logits
         return Sampled(token, *logprobs(values, token, self._params.top_logprobs, self.kernels))
 
+    def score(self, logits: "npt.NDArray[np.float32]", token: int) -> Sampled:
+        """A token that was not chosen here, with the log-probability that the model gives it."""
+        from .logprobs import logprobs
+
+        return Sampled(token, *logprobs(logits, token, self._params.top_logprobs, self.kernels))
+
     def _adjusted(self, logits: Logits) -> Logits:
         """A copy of the logits after bias and penalties."""
         import numpy as np

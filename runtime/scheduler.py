@@ -19,21 +19,26 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from .answer_text import AnswerText
 from .errors import EngineError, OverloadedError
-from .events import Event, Finish
+from .events import Event, Finish, PromptScored, TokenLogprob
 from .kv_cache import CacheFullError
 from .lazy_array import first_columns
 from .model import LanguageModel, Logits
 from .prefix_cache import PrefixCache
 from .sampler import BatchSampler, Sampled, Sampler
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 MOST_GAP = 0.1  # seconds between two tokens of an answer that a prompt of another may add
 LONGEST_STEP = 0.5  # seconds
 MOST_UNREAD = 256  # events; an answer that nobody reads is not generated further
 _FEWEST_TOKENS = 16  # of a piece of a prompt
+_SCORED_AT_ONCE = 64  # tokens of a prompt: their logits take 4 bytes for each token of the vocabulary
 
 
 class Job:
@@ -54,6 +59,12 @@ class Job:
         self.cached_tokens: int | None = None
         self.count = 0  # tokens of the answer
         self.began = self.first_token = 0.0  # seconds of computing
+        self.scores: list[TokenLogprob] | None = None  # of the prompt's tokens but the first, where they are asked for
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the logits of the prompt are needed still."""
+        return self.scores is not None and not self.count
 
     @property
     def uncomputed(self) -> int:
@@ -208,7 +219,7 @@ class Scheduler:
             job = self._waiting[0]
             if job is self._without_room:
                 return
-            pages = self._prefix_cache.find(job.tokens[:-1])
+            pages = [] if job.is_scored else self._prefix_cache.find(job.tokens[:-1])
             if any(self._computes_beginning_of(other, job, len(pages)) for other in self._prefilling):
                 return
             if self.num_running and not self._has_room(job, len(pages)):
@@ -217,6 +228,8 @@ class Scheduler:
             self._waiting.popleft()
             job.sequence = self._model.add_sequence(pages)
             job.computed = len(pages) * self._model.pages.page_size
+            if job.is_scored:
+                job.scores = []
             if job.cached_tokens is None:
                 job.cached_tokens, job.began = job.computed, self._now()
                 self.counters.prompt_tokens += job.prompt_tokens
@@ -248,14 +261,14 @@ class Scheduler:
 
     def _prefill(self, job: Job) -> None:
         """Compute a piece of a prompt, and the first token of the answer behind the last piece."""
-        count = self._piece()
+        count = self._piece() if job.scores is None else _SCORED_AT_ONCE
         if job.uncomputed <= count * 5 // 4:  # no small rest
             count = min(job.uncomputed, self._model.prefill_chunk_size)
         begin = perf_counter()
         while True:
             assert job.sequence is not None
             try:
-                logits = self._model.prefill(job.sequence, job.tokens[job.computed : job.computed + count])
+                logits = self._prefill_pass(job, count)
                 break
             except CacheFullError as full:
                 if not self._find_room(full, job):
@@ -269,7 +282,20 @@ class Scheduler:
         if job.uncomputed == 0:
             self._prefilling.remove(job)
             self._decoding.append(job)
+            if job.scores is not None:
+                job.events.append(PromptScored(job.text.ranked(Sampled(job.tokens[0], 0.0)), tuple(job.scores)))
             self._take(job, _sampled(job.sampler, first_columns(logits, self._vocab_size)))
+
+    def _prefill_pass(self, job: Job, count: int) -> Logits:
+        """The logits after the next `count` tokens of a prompt."""
+        assert job.sequence is not None
+        tokens = job.tokens[job.computed : job.computed + count]
+        if job.scores is None:
+            return self._model.prefill(job.sequence, tokens)
+        rows: "list[npt.NDArray[np.float32]]" = list(self._model.logits_of(job.sequence, tokens)[:, : self._vocab_size])
+        following = job.tokens[job.computed + 1 : job.computed + count + 1]  # none after the last one
+        job.scores += [job.text.ranked(job.sampler.score(rows[i], token)) for i, token in enumerate(following)]
+        return rows[-1]
 
     def _piece(self) -> int:
         """How many tokens of a prompt to compute at once."""

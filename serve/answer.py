@@ -4,6 +4,7 @@ Loads no pydantic, which takes as long as the rest of a start; the chat completi
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..runtime.artifact import ChatConfig
@@ -34,6 +35,18 @@ def job(model: LoadedModel, tokens: Sequence[int], params: SamplingParams) -> Jo
     """The answer to a prompt, for the scheduler. Raises RequestError."""
     stop_strings = () if params.ignore_eos else model.stop_strings
     return model.generator.job(tokens, params, stop_strings=stop_strings)
+
+
+def text_job(model: LoadedModel, tokens: Sequence[int], params: SamplingParams, *, score_prompt: bool) -> Job:
+    """The continuation of a text, for the scheduler. Raises RequestError."""
+    return model.generator.job(tokens, params, score_prompt=score_prompt, param="prompt")
+
+
+def choice_params(params: SamplingParams, index: int) -> SamplingParams:
+    """Those of answer `index` to one prompt: each has a seed of its own."""
+    if params.seed is None or not index:
+        return params
+    return replace(params, seed=(params.seed + index + 2**63) % 2**64 - 2**63)
 
 
 def prompt_ids(model: LoadedModel, messages: Sequence[Mapping[str, Any]]) -> list[int]:

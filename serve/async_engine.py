@@ -2,25 +2,35 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 from typing_extensions import Unpack
 
 from ..runtime.errors import EngineError
 from ..runtime.scheduler import Job
-from .chat import CreateOptions, parse_arguments
-from .completion import Completion, Folder
+from .chat import CreateOptions, merged_arguments, parse_arguments
+from .completion import Chunked, Completion, Folder
+from .completions import CompletionOptions, Prompts
 from .config import EngineConfig, Mode
 from .engine import checked_config, path_text
 from .engine_thread import EngineThread
 from .loading import LoadedModel, load_model
 from .metrics import EngineMetrics, metrics_of
+from .models import Models
 from .protocol import ChatCompletionRequest, ChatCompletionResponse, ChatCompletionStreamResponse
+from .request import GenerationRequest
+from .text_completion import TextCompletion, TextFolder
+from .text_protocol import CompletionRequest, CompletionResponse
 
 _PREPARING_THREADS = 2  # render and encode prompts, beside the event loop and the model
+
+
+_Request = TypeVar("_Request", bound=GenerationRequest)
+_Chunk = TypeVar("_Chunk")
 
 
 class AsyncMLCEngine:
@@ -59,7 +69,8 @@ class AsyncMLCEngine:
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="mlc-prepare")
         self._jobs: dict[str, list[Job]] = {}  # of the answers that run, by their id
         self._terminated = False
-        self.chat = AsyncChat(self)
+        self.chat, self.completions = AsyncChat(self), AsyncCompletions(self)
+        self.models = Models(self.model)
 
     @property
     def context_window_size(self) -> int:
@@ -71,19 +82,32 @@ class AsyncMLCEngine:
 
         Raises RequestError before the first chunk, OverloadedError when too many requests wait, EngineError.
         """
+        async with aclosing(self._chunks(Completion, request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def complete_text(self, request: CompletionRequest) -> AsyncGenerator[CompletionResponse, None]:
+        """The same for a text completion."""
+        async with aclosing(self._chunks(TextCompletion, request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _chunks(
+        self, prepare: Callable[[LoadedModel, _Request], Chunked[_Chunk]], request: _Request
+    ) -> AsyncGenerator[_Chunk, None]:
+        """The chunks of a request. It is prepared by a thread, as this may take its time."""
         if self._terminated:
             raise EngineError("the engine is terminated: make a new AsyncMLCEngine")
         loop = asyncio.get_running_loop()
-        completion = await loop.run_in_executor(self._preparing, Completion, self.model, request)
+        completion = await loop.run_in_executor(self._preparing, prepare, self.model, request)
         self._jobs[completion.id] = completion.jobs
-        events = self._thread.stream(completion.jobs)
         try:
-            async for index, event in events:
-                for chunk in completion.of_event(index, event):
-                    yield chunk
+            async with aclosing(self._thread.stream(completion.jobs)) as events:
+                async for index, event in events:
+                    for chunk in completion.of_event(index, event):
+                        yield chunk
         finally:
             self._jobs.pop(completion.id, None)
-            await events.aclose()  # type: ignore[attr-defined]
 
     async def abort(self, request_id: str) -> None:
         """End the answer with this id; its stream raises EngineError. Nothing happens if there is none."""
@@ -139,14 +163,7 @@ class AsyncChatCompletions:
         """
         request = parse_arguments({"messages": messages, "stream": stream, **options})
         chunks = self._engine.complete(request)
-        if request.stream:
-            first = await anext(chunks)  # errors come before the stream
-            with_usage = request.stream_options is not None and request.stream_options.include_usage
-            return _stream(first, chunks, with_usage)
-        folder = Folder()
-        async for chunk in chunks:
-            folder.add(chunk)
-        return folder.response()
+        return await _begun(chunks, request) if request.stream else await _folded(chunks, Folder())
 
 
 class AsyncChat:
@@ -156,13 +173,65 @@ class AsyncChat:
         self.completions = AsyncChatCompletions(engine)
 
 
-async def _stream(
-    first: ChatCompletionStreamResponse, rest: AsyncGenerator[ChatCompletionStreamResponse, None], with_usage: bool
-) -> AsyncGenerator[ChatCompletionStreamResponse, None]:
-    try:
-        yield first
-        async for chunk in rest:
-            if chunk.choices or with_usage:
-                yield chunk
-    finally:
-        await rest.aclose()
+class AsyncCompletions:
+    """`create` continues a text."""
+
+    def __init__(self, engine: AsyncMLCEngine) -> None:
+        self._engine = engine
+
+    @overload
+    async def create(
+        self, *, prompt: Prompts, stream: Literal[True], **options: Unpack[CompletionOptions]
+    ) -> AsyncIterator[CompletionResponse]: ...
+
+    @overload
+    async def create(
+        self, *, prompt: Prompts, stream: Literal[False] = False, **options: Unpack[CompletionOptions]
+    ) -> CompletionResponse: ...
+
+    async def create(
+        self, *, prompt: Prompts, stream: bool = False, **options: Unpack[CompletionOptions]
+    ) -> CompletionResponse | AsyncIterator[CompletionResponse]:
+        """Continue `prompt`: the arguments are those of `MLCEngine`'s `completions.create`.
+
+        With `stream` an asynchronous iterator of chunks. Raises as the chat's `create` does.
+        """
+        request = CompletionRequest.parse(merged_arguments({"prompt": prompt, "stream": stream, **options}))
+        chunks = self._engine.complete_text(request)
+        return await _begun(chunks, request) if request.stream else await _folded(chunks, TextFolder())
+
+
+class _HasChoices(Protocol):
+    @property
+    def choices(self) -> Sequence[object]: ...
+
+
+_Piece = TypeVar("_Piece", bound=_HasChoices)
+_Taken = TypeVar("_Taken", contravariant=True)
+_Whole = TypeVar("_Whole", covariant=True)
+
+
+class _Folds(Protocol[_Taken, _Whole]):
+    def add(self, chunk: _Taken) -> None: ...
+    def response(self) -> _Whole: ...
+
+
+async def _folded(chunks: AsyncGenerator[_Piece, None], folder: _Folds[_Piece, _Whole]) -> _Whole:
+    async for chunk in chunks:
+        folder.add(chunk)
+    return folder.response()
+
+
+async def _begun(chunks: AsyncGenerator[_Piece, None], request: GenerationRequest) -> AsyncGenerator[_Piece, None]:
+    """A stream whose first chunk is there: errors come before it."""
+    first = await anext(chunks)
+    with_usage = request.stream_options is not None and request.stream_options.include_usage
+
+    async def stream() -> AsyncGenerator[_Piece, None]:
+        async with aclosing(chunks):
+            yield first
+            async for chunk in chunks:
+                if chunk.choices or with_usage:
+                    yield chunk
+
+    return stream()

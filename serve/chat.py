@@ -109,8 +109,13 @@ class Chat:
 
 def parse_arguments(arguments: dict[str, Any]) -> ChatCompletionRequest:
     """The request that the arguments of `create` make. Raises RequestError."""
+    return ChatCompletionRequest.parse(merged_arguments(arguments))
+
+
+def merged_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `create` with those of `extra_body` among them. Raises RequestError."""
     extra = _extra(arguments.pop("extra_body", None), arguments)
-    return ChatCompletionRequest.parse({**arguments, **extra})
+    return {**arguments, **extra}
 
 
 def _extra(extra_body: object, arguments: dict[str, Any]) -> dict[str, Any]:

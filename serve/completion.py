@@ -2,16 +2,15 @@
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 from ..runtime.errors import RequestError
 from ..runtime.events import Delta as TextDelta
 from ..runtime.events import Event, Finish, RankedToken
 from ..runtime.events import TokenLogprob as GeneratedLogprob
-from ..runtime.sampling_params import SamplingParams
-from .answer import job, prompt_ids
+from ..runtime.scheduler import Job
+from .answer import choice_params, job, prompt_ids
 from .loading import LoadedModel
 from .protocol import (
     ChatCompletionRequest,
@@ -32,18 +31,36 @@ from .protocol import (
 MAX_REQUEST_ID_CHARACTERS = 256
 
 
+_Chunk = TypeVar("_Chunk", covariant=True)
+
+
+class Chunked(Protocol[_Chunk]):
+    """A request as jobs, whose events it turns into chunks; the last of these has no choices but the usage."""
+
+    id: str
+    jobs: list[Job]
+
+    def chunks(self, events: Iterable[tuple[int, Event]]) -> Iterator[_Chunk]:
+        """The chunks of all answers, from the events of each with its index."""
+        ...
+
+    def of_event(self, index: int, event: Event) -> Iterator[_Chunk]:
+        """The chunks of one event of answer `index`."""
+        ...
+
+
 class Completion:
     """A chat completion request as jobs, one for each of its `n` answers, and their events as chunks."""
 
     def __init__(self, model: LoadedModel, request: ChatCompletionRequest) -> None:
         """Check the request, render its conversation and encode it. Raises RequestError."""
-        _check_model(model, request.model)
-        self.id = _answer_id(request.request_id)
+        check_model(model, request.model)
+        self.id = answer_id(request.request_id, "chatcmpl")
         self._created, self._model = int(time.time()), model.name
         params = request.sampling_params(model.config)
         tokens = prompt_ids(model, request.messages)
-        self.jobs = [job(model, tokens, _of_choice(params, index)) for index in range(request.n or 1)]
-        self._finished: list[Finish] = []
+        self.jobs = [job(model, tokens, choice_params(params, index)) for index in range(request.n or 1)]
+        self._finished: dict[int, Finish] = {}
         self._begun: set[int] = set()
 
     def chunks(self, events: Iterable[tuple[int, Event]]) -> Iterator[ChatCompletionStreamResponse]:
@@ -63,47 +80,31 @@ class Completion:
                 StreamChoice(index=index, delta=Delta(content=event.text), logprobs=_logprobs(event.logprobs))
             )
             return
+        assert isinstance(event, Finish)
         yield self._chunk(StreamChoice(index=index, delta=Delta(), finish_reason=event.reason))
-        self._finished.append(event)
+        self._finished[index] = event
         if len(self._finished) == len(self.jobs):
-            yield self._chunk(usage=self._usage())
+            finished = list(self._finished.values())
+            yield self._chunk(usage=usage_of([self._finished[0]], finished))
 
     def _chunk(self, *choices: StreamChoice, usage: Usage | None = None) -> ChatCompletionStreamResponse:
         return ChatCompletionStreamResponse(
             id=self.id, created=self._created, model=self._model, choices=list(choices), usage=usage
         )
 
-    def _usage(self) -> Usage:
-        """The prompt counts once, however many answers it has; so does what of it was known before the request."""
-        prompt = self._finished[0].prompt_tokens
-        generated = sum(finish.completion_tokens for finish in self._finished)
-        return Usage(
-            prompt_tokens=prompt,
-            completion_tokens=generated,
-            total_tokens=prompt + generated,
-            prompt_tokens_details=PromptTokensDetails(
-                cached_tokens=min(finish.cached_tokens for finish in self._finished)
-            ),
-        )
 
-
-def _of_choice(params: SamplingParams, index: int) -> SamplingParams:
-    """A seed of its own for each answer."""
-    if params.seed is None or not index:
-        return params
-    return replace(params, seed=(params.seed + index + 2**63) % 2**64 - 2**63)
-
-
-def _check_model(model: LoadedModel, name: str | None) -> None:
+def check_model(model: LoadedModel, name: str | None) -> None:
+    """Raise RequestError when a request names another model."""
     if name is not None and name not in model.names:
         raise RequestError(
             f"model {name[:200]!r} is not loaded: this engine has {model.name!r}", param="model", code="model_not_found"
         )
 
 
-def _answer_id(request_id: str | None) -> str:
+def answer_id(request_id: str | None, kind: str) -> str:
+    """The id that a request asks for, or a new one. Raises RequestError."""
     if request_id is None:
-        return f"chatcmpl-{uuid.uuid4().hex}"
+        return f"{kind}-{uuid.uuid4().hex}"
     if not 0 < len(request_id) <= MAX_REQUEST_ID_CHARACTERS or not request_id.isprintable():
         raise RequestError(
             f"request_id has {len(request_id)} characters: expected 1 to {MAX_REQUEST_ID_CHARACTERS} printable ones",
@@ -111,6 +112,19 @@ def _answer_id(request_id: str | None) -> str:
             code="invalid_value",
         )
     return request_id
+
+
+def usage_of(prompts: Sequence[Finish], answers: Sequence[Finish]) -> Usage:
+    """What a request took: a prompt counts once however many answers it has, and so does what of it was known."""
+    prompt = sum(finish.prompt_tokens for finish in prompts)
+    generated = sum(finish.completion_tokens for finish in answers)
+    cached = sum(finish.cached_tokens for finish in prompts)
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=generated,
+        total_tokens=prompt + generated,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+    )
 
 
 def _logprobs(tokens: tuple[GeneratedLogprob, ...]) -> Logprobs | None:

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from ..runtime.events import Event
     from ..runtime.scheduler import Job
     from .chat import Chat
-    from .completion import Completion
+    from .completion import Chunked
+    from .completions import Completions
+    from .models import Models
     from .protocol import ChatCompletionRequest, ChatCompletionStreamResponse
+    from .text_protocol import CompletionRequest, CompletionResponse
 
 _Item = TypeVar("_Item")
 
@@ -107,6 +110,26 @@ class MLCEngine:
             raise EngineError("the engine is terminated: make a new MLCEngine")
         return self._model
 
+    @cached_property
+    def completions(self) -> "Completions":
+        """Text completions, as OpenAI's clients have them: `engine.completions.create`."""
+        from .completions import Completions
+
+        return Completions(self._complete_text)
+
+    @cached_property
+    def models(self) -> "Models":
+        """`engine.models.list()`: the model of this engine, as OpenAI's clients have it."""
+        from .models import Models
+
+        return Models(self._loaded())
+
+    def _complete_text(self, request: "CompletionRequest") -> "Iterator[CompletionResponse]":
+        from .text_completion import TextCompletion
+
+        model = self._loaded()
+        return self._while_running(self._chunks(model, TextCompletion(model, request)))
+
     def _complete(self, request: "ChatCompletionRequest") -> "Iterator[ChatCompletionStreamResponse]":
         from .completion import Completion
 
@@ -114,7 +137,7 @@ class MLCEngine:
         completion = Completion(model, request)
         return self._while_running(self._chunks(model, completion))
 
-    def _chunks(self, model: LoadedModel, completion: "Completion") -> "Iterator[ChatCompletionStreamResponse]":
+    def _chunks(self, model: LoadedModel, completion: "Chunked[_Item]") -> Iterator[_Item]:
         self._jobs[completion.id] = completion.jobs
         try:
             yield from completion.chunks(model.generator.follow(completion.jobs))

@@ -4,7 +4,7 @@ import asyncio
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from ..runtime.errors import EngineError
 from ..runtime.events import Event, Finish
@@ -22,7 +22,7 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="mlc-engine", daemon=True)
         self._thread.start()
 
-    async def stream(self, jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Event]]:
+    async def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[tuple[int, Event], None]:
         """The events of several answers as they come, each with the index of its job.
 
         Closing the iterator gives up what is not finished, after the step that runs at most. Raises EngineError when

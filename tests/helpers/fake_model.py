@@ -133,6 +133,9 @@ class FakeModel:
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Logits:
         return self._forward("prefill", sequence, tokens)
 
+    def logits_of(self, sequence: int, tokens: Sequence[int]) -> Logits:
+        return np.stack([np.asarray(self._forward("verify", sequence, [token])) for token in tokens])
+
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits:
         full = [sequence for sequence in sequences if len(self.pages.text(sequence)) % PAGE == 0]
         if len(full) > self.pages.free_pages():

@@ -105,7 +105,7 @@ def test_a_value_of_the_wrong_type_names_its_field(field: str, value: object) ->
     ("fields", "message"),
     [
         ({"temprature": 1}, "'temprature' is not a field of a chat completion: did you mean 'temperature'?"),
-        ({"zzz": 1}, "'zzz' is not a field of a chat completion: the fields are messages, model"),
+        ({"zzz": 1}, "'zzz' is not a field of a chat completion: the fields are debug_config, frequency_penalty"),
         ({"stream": True, "stream_options": {"include_usge": True}}, "did you mean 'include_usage'?"),
         ({"debug_config": {"pinned_system_prompt": True}}, "'debug_config.pinned_system_prompt' is not a field"),
     ],

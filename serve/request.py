@@ -1,0 +1,136 @@
+"""What requests for chat completions and for text completions have in common."""
+
+import difflib
+from collections.abc import Mapping
+from reprlib import repr as short_repr
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from typing_extensions import Self
+
+from ..runtime.artifact import ChatConfig
+from ..runtime.errors import RequestError
+from ..runtime.sampling_params import SamplingParams
+from .answer import sampling_params
+
+MAX_ANSWERS = 128  # OpenAI's limit of `n`
+
+# Fields that SamplingParams has under the same name and type.
+_SAME_NAME = (
+    "temperature", "top_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
+    "top_k", "min_p", "logit_bias", "seed",
+)  # fmt: skip
+
+
+def _token_id(key: object) -> object:
+    """JSON objects have text keys, so that a token id may come as digits."""
+    return int(key) if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 20 else key
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+TokenId = Annotated[int, BeforeValidator(_token_id)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+
+class StreamOptions(_Strict):
+    """What a stream carries besides the answer."""
+
+    include_usage: bool = False
+
+
+class DebugConfig(_Strict):
+    """MLC-LLM's `debug_config`, as far as it means anything here."""
+
+    ignore_eos: bool = False
+
+
+class GenerationRequest(_Strict):
+    """The fields of every request that text is generated for. `None` means the model's default; ranges are those of
+    `SamplingParams`."""
+
+    kind: ClassVar[str]  # how errors call it
+
+    model: str | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[TokenId, float] | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    seed: int | None = None
+    stop: Annotated[list[str] | None, BeforeValidator(_as_list)] = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    user: str | None = None  # who asks; means nothing to a local model
+    request_id: str | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+    debug_config: DebugConfig | None = None
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any]) -> Self:
+        """Read a request. Raises RequestError that names the field, also for what is not supported."""
+        try:
+            request = cls.model_validate(dict(fields))
+        except ValidationError as error:
+            raise _first_problem(cls, error) from None
+        request.check()
+        return request
+
+    def check(self) -> None:
+        """Raise RequestError for fields that do not go together, or are not supported."""
+        if self.n is not None and not 1 <= self.n <= MAX_ANSWERS:
+            raise RequestError(f"n is {self.n}: expected 1 to {MAX_ANSWERS} answers", param="n", code="invalid_value")
+        if self.stream_options is not None and not self.stream:
+            raise RequestError(
+                "stream_options is given: it is only allowed when stream is true", param="stream_options"
+            )
+
+    def sampling_params(self, config: ChatConfig) -> SamplingParams:
+        """How to choose tokens: the request's values, else those of the model folder's config."""
+        given = {name: getattr(self, name) for name in _SAME_NAME}
+        given["max_tokens"] = self.max_tokens
+        given["stop"] = None if self.stop is None else tuple(self.stop)
+        given["stop_token_ids"] = None if self.stop_token_ids is None else tuple(self.stop_token_ids)
+        given["ignore_eos"] = self.ignore_eos or (self.debug_config is not None and self.debug_config.ignore_eos)
+        return sampling_params(config, {**given, **self.further_params()})
+
+    def further_params(self) -> dict[str, Any]:
+        """Fields of SamplingParams that come from what only this kind of request has."""
+        return {}
+
+
+def unsupported(field: str, value: object, only: str) -> RequestError:
+    """The error for a value that may be supported one day."""
+    return RequestError(
+        f"{field} is {short_repr(value)}, which is not supported yet: leave it out or give {only}",
+        param=field,
+        code="unsupported_value",
+    )
+
+
+def _first_problem(request: type[GenerationRequest], error: ValidationError) -> RequestError:
+    problem = error.errors(include_url=False, include_context=False)[0]
+    param = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        inner: dict[object, type[BaseModel]] = {"stream_options": StreamOptions, "debug_config": DebugConfig}
+        fields = inner.get(problem["loc"][0], request).model_fields
+        near = difflib.get_close_matches(str(problem["loc"][-1]), fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(sorted(fields))}"
+        return RequestError(
+            f"{param[:80]!r} is not a field of a {request.kind}: {hint}", param=param, code="unknown_field"
+        )
+    if problem["type"] == "missing":
+        return RequestError(f"{param} is missing", param=param, code="missing_field")
+    message = f"{param} is {short_repr(problem['input'])}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    return RequestError(message, param=str(problem["loc"][0]), code="invalid_type")
