@@ -292,7 +292,7 @@ class Scheduler:
         tokens = job.tokens[job.computed : job.computed + count]
         if job.scores is None:
             return self._model.prefill(job.sequence, tokens)
-        rows: "list[npt.NDArray[np.float32]]" = list(self._model.logits_of(job.sequence, tokens)[:, : self._vocab_size])
+        rows: list[npt.NDArray[np.float32]] = list(self._model.logits_of(job.sequence, tokens)[:, : self._vocab_size])
         following = job.tokens[job.computed + 1 : job.computed + count + 1]  # none after the last one
         job.scores += [job.text.ranked(job.sampler.score(rows[i], token)) for i, token in enumerate(following)]
         return rows[-1]
