@@ -119,6 +119,16 @@ def test_a_page_that_is_shared_in_part_is_copied_by_the_one_that_writes(dtype: K
     assert text.cache.available_tokens() == free - PAGE
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+def test_the_metadata_tell_what_a_token_takes(dtype: KVDtype) -> None:
+    layout = KVCacheMetadata(
+        num_hidden_layers=LAYERS, num_attention_heads=6, num_key_value_heads=2, head_dim=64, dtype=dtype, sheet_pages=4
+    )
+    cache = KVCache(layout, max_num_sequence=1, max_total_sequence_length=128, max_new_tokens=1)
+    stored = [np.from_dlpack(tensor) for tensor in cache.decode_tensors(1)][6:]
+    assert sum(tensor.nbytes for tensor in stored) == 128 * layout.bytes_per_token
+
+
 def test_shared_pages_are_free_when_the_last_sequence_has_gone() -> None:
     text = Text(make())
     room = text.cache.available_tokens()
