@@ -4,7 +4,7 @@
 
 MODEL is a compiled model folder. A step is everything from one token to the next: cache, kernels, choice of the token,
 text, stop strings, event. Kernels are what runs inside of TVM's interface, those of the sampler included. A batch is
-stepped as an engine would step it: one pass of the model and one choice of tokens for all, then the text of each
+stepped as an engine would step it: one pass of the model for all, which chooses the tokens too, then the text of each
 answer. Medians over the steps.
 
 The kernels of a step push Python's own code and data out of the caches, so that it runs several times slower than by
@@ -29,8 +29,10 @@ from mlc_llm.runtime import ffi
 from mlc_llm.runtime.answer_text import AnswerText
 from mlc_llm.runtime.events import Finish
 from mlc_llm.runtime.generation import Generator
+from mlc_llm.runtime.lazy_array import LazyArray
 from mlc_llm.runtime.model import Logits, Model
 from mlc_llm.runtime.sampler import BatchSampler, Sampler
+from mlc_llm.runtime.sampling_kernels import Draws
 from mlc_llm.runtime.sampling_params import SamplingParams
 from mlc_llm.runtime.scheduler import Scheduler
 from mlc_llm.serve.engine import MLCEngine
@@ -117,6 +119,11 @@ class Instant:
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Logits:
         return self.decode([sequence], tokens)[0]
 
+    def decode_and_sample(
+        self, sequences: Sequence[int], tokens: Sequence[int], draws: Draws, uniforms: list[float]
+    ) -> list[int]:
+        return draws.choose(LazyArray.over(self.decode(sequences, tokens)), uniforms)
+
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits:
         self._passes += 1
         place = self._passes % len(self._logits)
@@ -159,11 +166,9 @@ def together(clocks: Clocks, generator: Generator, size: int, prompt: list[int],
     steps = []
     for _ in range(params.max_tokens or 0):
         with clocks.step() as parts:
-            logits = model.decode(sequences, tokens)
-            sampled = sampler.sample(logits)
-            for answer, one in zip(answers, sampled, strict=True):
+            tokens = model.decode_and_sample(sequences, tokens, sampler.draws, sampler.uniforms())
+            for answer, one in zip(answers, sampler.accept(tokens), strict=True):
                 answer.take(one)
-            tokens = [one.token for one in sampled]
         steps.append(parts)
     report(f"batch {size}", steps[8:])
     for sequence in sequences:
@@ -201,9 +206,8 @@ def main() -> None:
     clocks.watch(ffi._lib, "call", "kernels")
     measure()
     clocks.watch(Scheduler, "step", "scheduler")
-    clocks.watch(Model, "decode", "model")
-    clocks.watch(Sampler, "sample", "sampler")
-    clocks.watch(BatchSampler, "sample", "sampler")
+    clocks.watch(Model, "decode_and_sample", "model and choice")
+    clocks.watch(BatchSampler, "accept", "sampler")
     clocks.watch(AnswerText, "take", "text and stop strings")
     measure()
 

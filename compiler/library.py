@@ -102,7 +102,7 @@ def _metadata(config: ChatConfig, model_config: Any, cache: CacheShape, target: 
             sheet_pages=SHEET_PAGES,
         ),
         params=params,
-        interface="4",
+        interface="5",
         package_version=__version__,
         tvm_version=tvm.__version__,
         device=target.device,

@@ -192,7 +192,7 @@ class LibraryMetadata(Record):
     params: list[ParamMetadata]
     memory_usage: dict[str, int] = {}
     # Ours:
-    interface: Literal["4"]  # how functions are called: 4 takes token ids and a KV cache that the runtime owns
+    interface: Literal["5"]  # how functions are called: 5 takes token ids, chooses tokens, on a KV cache of the runtime
     package_version: str
     tvm_version: str
     device: str  # the --device name, as "cpu"

@@ -199,7 +199,7 @@ class Function(Object):
         return _value(result)
 
     def prepared(self, *args: Any) -> Callable[[], Any]:
-        """The call with these arguments, packed once for all: for what every step of a model calls."""
+        """The call with these arguments, packed once for all: for what many steps of a model call."""
         packed, kept = _packed(args)
         count, handle = len(args), self.handle
 
@@ -208,6 +208,19 @@ class Function(Object):
             if _lib.call(handle, packed, count, result):
                 raise _raised()
             return _value(result)
+
+        return call
+
+    def prepared_without_result(self, *args: Any) -> Callable[[], None]:
+        """The same of a function whose result, an object, is not wanted."""
+        packed, kept = _packed(args)
+        count, handle = len(args), self.handle
+
+        def call(alive: Any = (self, args, kept)) -> None:
+            result = _Result()
+            if _lib.call(handle, packed, count, result):
+                raise _raised()
+            _lib.release(result[1])
 
         return call
 

@@ -63,10 +63,10 @@ class Sampler:
         greedy = params.temperature <= _GREEDY_TEMPERATURE or params.top_p == 0 or params.top_k == 1
         top_k = params.top_k if params.top_k < vocab_size else 0
         self.cuts = Cuts() if greedy else Cuts(params.temperature, top_k, params.top_p, params.min_p)
-        self._draws = kernels.draws([self.cuts])
+        self.draws = kernels.draws([self.cuts], vocab_size)
         seed = (int.from_bytes(os.urandom(8), "little") if params.seed is None else int(params.seed)) % 2**64
-        # the numbers of [0, 1) that decide the draws of the next steps
-        self.uniforms: Iterator[float] = itertools.repeat(0.0) if greedy else _uniforms(seed)
+        self._uniforms = itertools.repeat(0.0) if greedy else _uniforms(seed)
+        self.uniform = next(self._uniforms)  # the number of [0, 1) that decides the next draw
         self._counts: dict[int, int] = {}
         self._counts_tokens = bool(params.presence_penalty or params.frequency_penalty)
         repeats = params.repetition_penalty != 1
@@ -74,7 +74,8 @@ class Sampler:
         if self._repeated and not 0 <= min(self._repeated) <= max(self._repeated) < vocab_size:
             raise EngineError(f"the prompt has a token outside the model's vocabulary of {vocab_size}")
         self.adjusts = bool(params.logit_bias) or self._counts_tokens or repeats  # whether logits change beforehand
-        self.plain = not (self.adjusts or params.logprobs)  # whether the token is all that matters
+        # whether logits serve for nothing but the draw, so that it can be a part of the model's pass: see `accept`
+        self.plain = not (self.adjusts or params.logprobs)
 
     def sample(self, logits: Logits) -> Sampled:
         """Choose the next token from `logits` [vocab_size], which are left as they are.
@@ -84,15 +85,28 @@ class Sampler:
         if logits.shape != (self.vocab_size,):
             raise EngineError(f"the model gave logits of shape {logits.shape}; expected [{self.vocab_size}]")
         adjusted = LazyArray.over(self._adjusted(logits) if self.adjusts else logits)
-        (token,) = self._draws.choose(adjusted, [next(self.uniforms)])
-        if token >= 0 and self.plain:
-            return Sampled(token)
+        (token,) = self.draws.choose(adjusted, [self.uniform])
         return self.take(token, adjusted, logits)
+
+    def accept(self, token: int) -> Sampled:
+        """Take down what a pass of the model has chosen for a `plain` request, with its `draws` and `uniform`.
+
+        Raises EngineError when the logits were not usable.
+        """
+        if token < 0:
+            raise EngineError(
+                f"the logit of token {-1 - token} is not finite: the model's weights or its library are damaged"
+            )
+        self.uniform = next(self._uniforms)
+        return Sampled(token)
 
     def take(self, token: int, adjusted: Logits, logits: Logits) -> Sampled:
         """Take down what the kernel has chosen from adjusted logits. Raises EngineError as `sample` does."""
         if token < 0:
             raise _unusable(-1 - token, adjusted)
+        self.uniform = next(self._uniforms)
+        if self.plain:
+            return Sampled(token)
         if self._counts_tokens:
             self._counts[token] = self._counts.get(token, 0) + 1
         if self._params.repetition_penalty != 1:
@@ -144,11 +158,17 @@ class BatchSampler:
 
     def __init__(self, samplers: Sequence[Sampler]) -> None:
         self._samplers = samplers
-        self._draws = samplers[0].kernels.draws([sampler.cuts for sampler in samplers])
+        self.draws = samplers[0].kernels.draws([sampler.cuts for sampler in samplers], samplers[0].vocab_size)
         self._shape = len(samplers), samplers[0].vocab_size
-        self._plain = all(sampler.plain for sampler in samplers)
-        # requests that change their logits choose by themselves, and then take a number
-        self._uniforms = [itertools.repeat(0.0) if sampler.adjusts else sampler.uniforms for sampler in samplers]
+        self.plain = all(sampler.plain for sampler in samplers)
+
+    def uniforms(self) -> list[float]:
+        """The numbers that decide the next draws."""
+        return [sampler.uniform for sampler in self._samplers]
+
+    def accept(self, tokens: Sequence[int]) -> "list[Sampled | EngineError]":
+        """Take down what a pass of the model has chosen for `plain` requests, with `draws` and `uniforms`."""
+        return [_accepted(sampler, token) for sampler, token in zip(self._samplers, tokens, strict=True)]
 
     def sample(self, logits: Logits) -> "list[Sampled | EngineError]":
         """The next token of each request, from its row of `logits` [requests, vocab_size], or what is wrong with it.
@@ -157,10 +177,15 @@ class BatchSampler:
         """
         if logits.shape != self._shape:
             raise EngineError(f"the model gave logits of shape {logits.shape}; expected {list(self._shape)}")
-        tokens = self._draws.choose(LazyArray.over(logits), list(map(next, self._uniforms)))
-        if self._plain and min(tokens) >= 0:
-            return [Sampled(token) for token in tokens]
+        tokens = self.draws.choose(LazyArray.over(logits), self.uniforms())
         return [_row(sampler, tokens[i], logits[i]) for i, sampler in enumerate(self._samplers)]
+
+
+def _accepted(sampler: Sampler, token: int) -> Sampled | EngineError:
+    try:
+        return sampler.accept(token)
+    except EngineError as error:
+        return error
 
 
 def _row(sampler: Sampler, token: int, logits: Logits) -> Sampled | EngineError:

@@ -4,9 +4,9 @@ import ctypes
 import math
 import mmap
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from . import ffi
 from .artifact import SAMPLING_BLOCK
@@ -48,6 +48,9 @@ class Cuts:
 class Draws(Protocol):
     """Requests whose tokens are chosen together, each from its row of logits."""
 
+    @property
+    def vocab_size(self) -> int: ...
+
     def choose(self, logits: LazyArray, uniforms: list[float]) -> list[int]:
         """A token for each row of logits [rows, vocab], or for [vocab] as the only one.
 
@@ -60,7 +63,7 @@ class Draws(Protocol):
 class SamplingKernels(Protocol):
     """What is compiled."""
 
-    def draws(self, cuts: Sequence[Cuts]) -> Draws:
+    def draws(self, cuts: Sequence[Cuts], vocab_size: int) -> Draws:
         """For requests whose tokens are chosen so. Many steps are done with it, one after another."""
         ...
 
@@ -84,6 +87,7 @@ class LibrarySampling:
 
     def __init__(self, library: KernelsByName, vocab_size: int, max_rows: int) -> None:
         """For at most that many rows of at most `vocab_size` logits."""
+        self.vocab_size, self.max_rows = vocab_size, max_rows
         self.lock = threading.Lock()  # of all arguments
         self.sample_token = library["sample_token"]
         # mapped, not used: only draws among many tokens need much of it
@@ -92,8 +96,8 @@ class LibrarySampling:
         self._block_max, self._block_exp_sum = library["block_max"], library["block_exp_sum"]
         self._logits, self._out = ffi.Lent("float32"), ffi.Lent("float32")
 
-    def draws(self, cuts: Sequence[Cuts]) -> "LibraryDraws":
-        return LibraryDraws(self, cuts)
+    def draws(self, cuts: Sequence[Cuts], vocab_size: int) -> "LibraryDraws":
+        return LibraryDraws(self, cuts, vocab_size)
 
     def block_max(self, logits: Logits) -> Blocks:
         return self._reduced(self._block_max, logits)
@@ -113,44 +117,56 @@ class LibrarySampling:
 
 
 class LibraryDraws:
-    """The arguments of a library's `sample_token`, made once."""
+    """What `sample_token` takes and gives, made once: to be called by itself, or within the pass of a model."""
 
-    def __init__(self, kernels: LibrarySampling, cuts: Sequence[Cuts]) -> None:
+    def __init__(self, kernels: LibrarySampling, cuts: Sequence[Cuts], vocab_size: int) -> None:
         rows = len(cuts)
+        if rows > kernels.max_rows or vocab_size > kernels.vocab_size:
+            raise ValueError(
+                f"{rows} rows of {vocab_size} logits: the sampler was made for {kernels.max_rows} rows of "
+                f"{kernels.vocab_size}"
+            )
+        self.vocab_size = vocab_size
+        settings = [value for one in cuts for value in (*one.settings, vocab_size)]
+        self._settings = (ctypes.c_double * len(settings))(*settings)
+        self.uniforms: Any = (ctypes.c_double * rows)()
+        self.tokens: Any = (ctypes.c_int32 * rows)()
+        # for the model's functions: settings, uniforms, tokens
+        self.tensors = (
+            ffi.tensor(ctypes.addressof(self._settings), "float64", (rows, len(settings) // rows), self._settings),
+            ffi.tensor(ctypes.addressof(self.uniforms), "float64", (rows,), self.uniforms),
+            ffi.tensor(ctypes.addressof(self.tokens), "int32", (rows,), self.tokens),
+        )
+        self.pass_: Callable[[], None] | None = None  # of the model, with these tensors
         self._kernels, self._rows = kernels, rows
-        self._settings = (ctypes.c_double * (5 * rows))(*(value for one in cuts for value in one.settings))
-        self._uniforms, self._tokens = (ctypes.c_double * rows)(), (ctypes.c_int32 * rows)()
-        self._logits, settings, uniforms = ffi.Lent("float32", 2), ffi.Lent("float64", 2), ffi.Lent("float64")
-        settings.point(ctypes.addressof(self._settings), rows, 5)
-        uniforms.point(ctypes.addressof(self._uniforms), rows)
+        self._logits = ffi.Lent("float32", 2)
         self._scratch = [ffi.Lent(dtype, 2) for dtype in ("float32", "float32", "int32", "float32")]
-        tokens = ffi.Lent("int32")
-        tokens.point(ctypes.addressof(self._tokens), rows)
-        self._sample = kernels.sample_token.prepared(self._logits, settings, uniforms, *self._scratch, tokens)
-        self._size = self._stride = 0
+        self._sample = kernels.sample_token.prepared(self._logits, *self.tensors, *self._scratch)
+        self._stride = 0
 
     def choose(self, logits: LazyArray, uniforms: list[float]) -> list[int]:
-        size, stride = logits.shape[-1], logits.stride
-        if size != self._size or stride != self._stride:
-            self._lend(size, stride)
+        if logits.size != self._rows * self.vocab_size:
+            raise ValueError(f"logits of shape {logits.shape} for {self._rows} rows of {self.vocab_size}")
+        if logits.stride != self._stride:
+            self._lend(logits.stride)
         self._logits.form.data = logits.address
-        self._uniforms[:] = [*uniforms]
+        self.uniforms[:] = uniforms
         with self._kernels.lock:
             self._sample()
-        return self._tokens[:]
+        tokens: list[int] = self.tokens[:]
+        return tokens
 
-    def _lend(self, size: int, stride: int) -> None:
-        """For rows of `size` logits that begin `stride` apart: lend what depends on that."""
-        blocks = -(-size // SAMPLING_BLOCK)
-        sizes = blocks, blocks, size, size
-        if 4 * self._rows * sum(sizes) > len(self._kernels.scratch):
-            raise ValueError(f"{self._rows} rows of {size} logits are more than the sampler was made for")
+    def _lend(self, stride: int) -> None:
+        """Lend the kernel what depends on how far from one another rows begin."""
+        if stride > self._kernels.vocab_size:
+            raise ValueError(f"rows of {stride} logits: the sampler was made for {self._kernels.vocab_size}")
+        blocks = -(-stride // SAMPLING_BLOCK)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._kernels.scratch))
-        for lent, count in zip(self._scratch, sizes, strict=True):
+        for lent, count in zip(self._scratch, (blocks, blocks, stride, stride), strict=True):
             lent.point(address, self._rows, count)
             address += 4 * self._rows * count
         self._logits.point(0, self._rows, stride)
-        self._size, self._stride = size, stride
+        self._stride = stride
 
 
 def _address(array: Logits) -> int:

@@ -310,9 +310,8 @@ class Scheduler:
             jobs = [job for job in self._decoding if len(job.events) < MOST_UNREAD]
             if not jobs:
                 return
-            sequences = [job.sequence for job in jobs]
             try:
-                logits = self._model.decode(sequences, [job.tokens[-1] for job in jobs])  # type: ignore[arg-type]
+                sampled = self._decoded(jobs)
                 break
             except CacheFullError as full:
                 if not self._find_room(full, min(jobs, key=lambda job: job.number)):
@@ -322,17 +321,20 @@ class Scheduler:
                 return
         for job in jobs:
             job.computed += 1
-        self._sample(jobs, logits)
+        for job, one in zip(jobs, sampled, strict=True):
+            self._take(job, one)
 
-    def _sample(self, jobs: list[Job], logits: Logits) -> None:
-        """Choose the next token of each answer from its row of `logits`."""
-        if len(jobs) == 1:
-            self._take(jobs[0], _sampled(jobs[0].sampler, first_columns(logits[0], self._vocab_size)))
-            return
+    def _decoded(self, jobs: list[Job]) -> list[Sampled | EngineError]:
+        """Compute and choose the next token of each answer."""
         if self._batch != jobs or self._batch_sampler is None:
             self._batch, self._batch_sampler = jobs, BatchSampler([job.sampler for job in jobs])
-        for job, sampled in zip(jobs, self._batch_sampler.sample(first_columns(logits, self._vocab_size)), strict=True):
-            self._take(job, sampled)
+        batch, sequences, tokens = self._batch_sampler, [job.sequence for job in jobs], [job.tokens[-1] for job in jobs]
+        if batch.plain:
+            return batch.accept(
+                self._model.decode_and_sample(sequences, tokens, batch.draws, batch.uniforms())  # type: ignore[arg-type]
+            )
+        logits = self._model.decode(sequences, tokens)  # type: ignore[arg-type]
+        return batch.sample(first_columns(logits, self._vocab_size))
 
     def _take(self, job: Job, sampled: Sampled | EngineError) -> None:
         """One more token of an answer."""

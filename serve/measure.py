@@ -7,7 +7,9 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from ..runtime.model import LanguageModel, Logits
+from ..runtime.lazy_array import LazyArray
+from ..runtime.model import LanguageModel
+from ..runtime.sampling_kernels import Cuts
 
 _WARM_UP_TOKENS = 512
 _WARM_UP_STEPS = 4
@@ -122,17 +124,11 @@ def _tokens(model: LanguageModel, count: int, seed: int = 0) -> list[int]:
     return random.Random(seed).choices(range(model.vocab_size), k=count)
 
 
-def _likeliest(logits: Logits) -> list[int]:
-    """The likeliest token of each row, [batch, vocab]."""
-    best: list[int] = logits.argmax(axis=-1).tolist()
-    return best
-
-
 def _timed_prompt(model: LanguageModel, tokens: Sequence[int]) -> float:
     """Seconds from a prompt to the choice of the first token of its answer."""
-    sequence = model.add_sequence()
+    sequence, draws = model.add_sequence(), model.sampling.draws([Cuts()], model.vocab_size)
     begin = perf_counter()
-    _likeliest(model.prefill(sequence, tokens)[None])
+    draws.choose(LazyArray.over(model.prefill(sequence, tokens)), [0.0])
     taken = perf_counter() - begin
     model.remove_sequence(sequence)
     return taken
@@ -148,10 +144,11 @@ def _filled(model: LanguageModel, batch_size: int, depth: int) -> list[int]:
 
 def _timed_steps(model: LanguageModel, sequences: list[int], steps: int) -> float:
     """Seconds of that many decode steps."""
-    tokens = _tokens(model, len(sequences))
+    tokens, uniforms = _tokens(model, len(sequences)), [0.0] * len(sequences)
+    draws = model.sampling.draws([Cuts()] * len(sequences), model.vocab_size)
     begin = perf_counter()
     for _ in range(steps):
-        tokens = _likeliest(model.decode(sequences, tokens))
+        tokens = model.decode_and_sample(sequences, tokens, draws, uniforms)
     return perf_counter() - begin
 
 

@@ -9,10 +9,26 @@ from typing import Any
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
+from ...runtime.artifact import SAMPLING_BLOCK
 from ..kernels.cache_kernels import CacheShape
 from ..kernels.cpu.layers import last_row, select_rows
+from ..kernels.cpu.sample_token import SETTINGS, sample_token
 from ..kernels.kv_cache import CacheSpec, PagedKVCache
 from .modules import Layers
+
+
+def sample(logits: Tensor, settings: Tensor, uniforms: Tensor, tokens: Tensor) -> Tensor:
+    """Choose a token from each row of logits [batch, 1, vocab], as `sample_token` does. Returns the logits
+    [batch, vocab]; the tokens are written to `tokens` [batch], as keys and values are to the cache."""
+    rows, _, vocab = logits.shape
+    blocks = -(-vocab // SAMPLING_BLOCK)
+    scratch = [((rows, blocks), "float32"), ((rows, blocks), "float32"), ((rows, vocab), "int32"),
+               ((rows, vocab), "float32")]  # fmt: skip
+    logits = op.reshape(logits, (rows, vocab))
+    arguments, out = [logits, settings, uniforms, tokens], [logits, *(Tensor.placeholder(*one) for one in scratch)]
+    same: Tensor
+    same, *_ = op.tensor_ir_inplace_op(sample_token(), "sample_in_pass", arguments, [0, -1, -1, -1, -1], out)
+    return same
 
 
 class CausalLM(nn.Module):
@@ -54,9 +70,10 @@ class CausalLM(nn.Module):
         last = op.tensor_ir_op(kernel, "last_row", [hidden], Tensor.placeholder((1, 1, features), "float32"))
         return self.logits(last)
 
-    def decode(self, input_ids: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
-        """One token of one sequence [1] -> logits [1, 1, vocab]."""
-        return self.batch_decode(input_ids, kv_cache)
+    def decode(self, input_ids: Tensor, settings: Tensor, uniforms: Tensor, tokens: Tensor,
+               kv_cache: Sequence[Tensor]) -> Tensor:  # fmt: skip
+        """One token of one sequence [1] -> logits [1, vocab], and the next token: see `sample`."""
+        return self.batch_decode(input_ids, settings, uniforms, tokens, kv_cache)
 
     def batch_prefill(self, input_ids: Tensor, logit_positions: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
         """Several sequences end to end [total], int32 [count] -> logits [1, count, vocab]."""
@@ -67,9 +84,11 @@ class CausalLM(nn.Module):
         selected = op.tensor_ir_op(kernel, "select_rows", [hidden, logit_positions], out)
         return self.logits(selected)
 
-    def batch_decode(self, input_ids: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
-        """One token of each sequence [batch] -> logits [batch, 1, vocab]."""
-        return self.logits(self._hidden_states(input_ids, kv_cache, decodes=True))
+    def batch_decode(self, input_ids: Tensor, settings: Tensor, uniforms: Tensor, tokens: Tensor,
+                     kv_cache: Sequence[Tensor]) -> Tensor:  # fmt: skip
+        """One token of each sequence [batch] -> logits [batch, vocab], and the next tokens: see `sample`."""
+        logits = self.logits(self._hidden_states(input_ids, kv_cache, decodes=True))
+        return sample(logits, settings, uniforms, tokens)
 
     def batch_verify(self, input_ids: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
         """Logits after every token: [total] -> [1, total, vocab]."""
@@ -85,14 +104,19 @@ class CausalLM(nn.Module):
         """Argument shapes of the exported functions, for `export_tvm`."""
         packed = {"param_mode": "packed", "effect_mode": "none"}
 
-        def forward(tokens: int | str, sequences: int | str, **others: Any) -> dict[str, Any]:
-            kv_cache = self.cache.specification(tokens, sequences)
-            return {"input_ids": nn.spec.Tensor([tokens], "int32"), **others, "kv_cache": kv_cache, "$": packed}
+        def forward(count: int | str, sequences: int | str, **others: Any) -> dict[str, Any]:
+            kv_cache = self.cache.specification(count, sequences)
+            return {"input_ids": nn.spec.Tensor([count], "int32"), **others, "kv_cache": kv_cache, "$": packed}
+
+        def decode(rows: int | str) -> dict[str, Any]:
+            settings = nn.spec.Tensor([rows, len(SETTINGS)], "float64")
+            uniforms, tokens = nn.spec.Tensor([rows], "float64"), nn.spec.Tensor([rows], "int32")
+            return forward(rows, rows, settings=settings, uniforms=uniforms, tokens=tokens)
 
         return {
             "prefill": forward("seq_len", 1),
-            "decode": forward(1, 1),
+            "decode": decode(1),
             "batch_prefill": forward("seq_len", "batch_size", logit_positions=nn.spec.Tensor(["count"], "int32")),
-            "batch_decode": forward("batch_size", "batch_size"),
+            "batch_decode": decode("batch_size"),
             "batch_verify": forward("seq_len", "batch_size"),
         }

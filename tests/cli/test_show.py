@@ -83,7 +83,7 @@ def test_a_library(mlc: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     metadata = LibraryMetadata(
         model_type="llama", quantization="q4f16_1", context_window_size=2048, prefill_chunk_size=512, max_batch_size=4,
         vocab_size=100, active_vocab_size=100, params=[], package_version="0.1.0", tvm_version="0.27.0.post1",
-        interface="4", device="cpu", target={"kind": "llvm", "mcpu": "znver4"}, cpu_features=["avx2", "fma"],
+        interface="5", device="cpu", target={"kind": "llvm", "mcpu": "znver4"}, cpu_features=["avx2", "fma"],
         host_triple="x86_64-linux-gnu", model_hash="00ff",
         kv_cache=KVCacheMetadata(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16),
     )  # fmt: skip

@@ -8,7 +8,9 @@ from numpy_sampling import NumpySampling
 
 from mlc_llm.runtime.errors import EngineError
 from mlc_llm.runtime.kv_cache import CacheFullError
+from mlc_llm.runtime.lazy_array import LazyArray
 from mlc_llm.runtime.model import Logits
+from mlc_llm.runtime.sampling_kernels import Draws
 
 PAGE = 4
 
@@ -143,6 +145,11 @@ class FakeModel:
         self.batches.append(len(sequences))
         parts = [self._forward("decode", *pair) for pair in zip(sequences, [[token] for token in tokens], strict=True)]
         return np.stack(parts)
+
+    def decode_and_sample(
+        self, sequences: Sequence[int], tokens: Sequence[int], draws: Draws, uniforms: list[float]
+    ) -> list[int]:
+        return draws.choose(LazyArray.over(self.decode(sequences, tokens)[:, : draws.vocab_size]), uniforms)
 
     def _forward(self, name: str, sequence: int, tokens: Sequence[int]) -> Logits:
         if self.fail_after is not None and len(self.passes) >= self.fail_after:

@@ -43,6 +43,7 @@ class NumpyDraws:
     """Rows of requests."""
 
     cuts: Sequence[Cuts]
+    vocab_size: int
 
     def choose(self, logits: LazyArray, uniforms: list[float]) -> list[int]:
         rows = logits.numpy().reshape(len(self.cuts), -1)
@@ -52,8 +53,8 @@ class NumpyDraws:
 class NumpySampling:
     """The oracle of the kernels, and what models without kernels have in their place."""
 
-    def draws(self, cuts: Sequence[Cuts]) -> Draws:
-        return NumpyDraws(cuts)
+    def draws(self, cuts: Sequence[Cuts], vocab_size: int) -> Draws:
+        return NumpyDraws(cuts, vocab_size)
 
     def block_max(self, logits: Logits) -> Logits:
         largest: Logits = blocks(logits, -np.inf).max(axis=1)

@@ -22,7 +22,8 @@ from tvm.relax.frontend.nn import op
 from tvm.script import tirx as T
 
 from mlc_llm import __version__
-from mlc_llm.compiler.kernels.cpu.sample_token import sampling_kernels
+from mlc_llm.compiler.kernels.cpu.sample_token import SETTINGS, sampling_kernels
+from mlc_llm.compiler.model.causal_lm import sample
 from mlc_llm.runtime.artifact import ChatConfig, model_hash
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, LAYERS, VOCAB, ACTIVE = 32, 4, 2, 8, 2, 264, 259
@@ -120,8 +121,8 @@ class TinyModel(nn.Module):
     def batch_prefill(self, ids: Any, logit_positions: Any, kv: Any) -> Any:
         return op.matmul(op.take(self._hidden(ids, kv), logit_positions, axis=1), self.head)
 
-    def decode(self, ids: Any, kv: Any) -> Any:
-        return op.matmul(self._hidden(ids, kv, decodes=True), self.head)
+    def decode(self, ids: Any, settings: Any, uniforms: Any, chosen: Any, kv: Any) -> Any:
+        return sample(op.matmul(self._hidden(ids, kv, decodes=True), self.head), settings, uniforms, chosen)
 
     batch_decode = decode
 
@@ -143,11 +144,16 @@ def build_module() -> tvm.IRModule:
         kv.append(nn.spec.Tensor(["num_pages", LAYERS, 2, KV_HEADS, PAGE, HEAD_DIM], "float32"))
         return {"ids": nn.spec.Tensor([tokens], "int32"), **others, "kv": kv, "$": packed}
 
+    def decode(rows: int | str) -> dict[str, Any]:
+        settings = nn.spec.Tensor([rows, len(SETTINGS)], "float64")
+        uniforms, chosen = nn.spec.Tensor([rows], "float64"), nn.spec.Tensor([rows], "int32")
+        return forward(rows, rows, settings=settings, uniforms=uniforms, chosen=chosen)
+
     spec = {
         "prefill": forward("seq_len", 1),
-        "decode": forward(1, 1),
+        "decode": decode(1),
         "batch_prefill": forward("seq_len", "sequences", logit_positions=positions),
-        "batch_decode": forward("batch", "batch"),
+        "batch_decode": decode("batch"),
         "batch_verify": forward("seq_len", "sequences"),
     }
     module, params = TinyModel().export_tvm(spec=spec)
@@ -190,7 +196,7 @@ def metadata(config: ChatConfig) -> dict[str, Any]:
             for name, shape in STORED.items()
         ],
         "memory_usage": {"prefill": 1 << 20},
-        "interface": "4",
+        "interface": "5",
         "package_version": __version__,
         "tvm_version": tvm.__version__,
         "device": "cpu",

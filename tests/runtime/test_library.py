@@ -158,7 +158,7 @@ def test_a_missing_function_is_named(load: Load, name: str) -> None:
 def test_metadata_that_are_not_ours(load: Load) -> None:
     assert "its metadata is not ours (model_type is missing)" in refusal(load, raw="{}")
     older = refusal(load, interface="3")
-    assert "its metadata is not ours (interface = '3': input should be '4'): run `mlc compile" in older
+    assert "its metadata is not ours (interface = '3': input should be '5'): run `mlc compile" in older
     assert "x.so is not a model library (Expecting value" in refusal(load, raw="no JSON")
 
 

@@ -12,8 +12,10 @@ import tiny_model
 
 from mlc_llm.runtime.artifact import load_chat_config
 from mlc_llm.runtime.errors import EngineError, ModelFileError, RequestError, UsageError
+from mlc_llm.runtime.lazy_array import LazyArray
 from mlc_llm.runtime.library import Library
 from mlc_llm.runtime.model import Model
+from mlc_llm.runtime.sampling_kernels import Cuts
 
 TOKENS = np.random.default_rng(7).integers(0, 256, 100).tolist()
 CLOSE = {"rtol": 0, "atol": 2e-4}
@@ -59,6 +61,26 @@ def test_decode_several_sequences_at_once(model: Model, expected: np.ndarray[Any
     for step in range(3):
         logits = model.decode(sequences, [TOKENS[length + step] for length in lengths])
         np.testing.assert_allclose(logits, expected[[length + step for length in lengths]], **CLOSE)
+
+
+def test_tokens_chosen_within_a_pass_are_those_that_its_logits_give(model: Model) -> None:
+    lengths = [17, 60]
+    vocab = tiny_model.ACTIVE - 9  # a tokenizer may know fewer tokens than the model
+    cuts = [Cuts(), Cuts(temperature=0.8, top_k=20, top_p=0.9)]
+    uniforms = [0.0, 0.7]
+    for rows in (slice(0, 2), slice(1, 2)):
+        draws = model.sampling.draws(cuts[rows], vocab)
+        sequences, others = ([model.add_sequence() for _ in lengths[rows]] for _ in range(2))
+        for sequence, length in zip([*sequences, *others], lengths[rows] * 2, strict=True):
+            model.prefill(sequence, TOKENS[:length])
+        tokens = [TOKENS[length] for length in lengths[rows]]
+        for _ in range(3):
+            logits = np.asarray(model.decode(others, tokens))[:, :vocab]
+            expected = draws.choose(LazyArray.over(logits), uniforms[rows])
+            tokens = model.decode_and_sample(sequences, tokens, draws, uniforms[rows])
+            assert tokens == expected
+        for sequence in (*sequences, *others):
+            model.remove_sequence(sequence)
 
 
 def test_logits_of_all_positions(model: Model, expected: np.ndarray[Any, Any]) -> None:

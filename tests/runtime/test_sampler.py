@@ -21,7 +21,7 @@ from transformers.generation.logits_process import (
 )
 
 from mlc_llm.runtime.errors import EngineError, RequestError
-from mlc_llm.runtime.sampler import Sampler
+from mlc_llm.runtime.sampler import BatchSampler, Sampled, Sampler
 from mlc_llm.runtime.sampling_params import SamplingParams
 
 Floats = npt.NDArray[Any]
@@ -54,12 +54,6 @@ def expected_probabilities(
 
 class Sweep(Sampler):
     """A sampler whose draws go evenly through [0, 1), so that counting gives its distribution exactly."""
-
-    uniform = 0.5
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.uniforms = iter(lambda: self.uniform, None)
 
     def probabilities(self, logits: Floats, steps: int = 1000) -> Floats:
         counts = np.zeros(logits.size)
@@ -308,6 +302,17 @@ def test_damaged_logits_are_an_engine_error(
     logits[3] = value
     with pytest.raises(EngineError, match=message):
         Sampler(SamplingParams(temperature=temperature, logit_bias=bias), LOGITS.size, KERNELS).sample(logits)
+
+
+def test_damaged_logits_of_a_pass_are_an_engine_error() -> None:
+    samplers = [Sampler(SamplingParams(temperature=0), 8, KERNELS) for _ in range(2)]
+    assert samplers[0].accept(5) == Sampled(5)
+    assert BatchSampler(samplers).accept([5, 6]) == [Sampled(5), Sampled(6)]
+    message = "the logit of token 3 is not finite: the model's weights or its library are damaged"
+    with pytest.raises(EngineError, match=message):
+        samplers[0].accept(-4)
+    good, bad = BatchSampler(samplers).accept([5, -4])
+    assert (good, str(bad)) == (Sampled(5), message)
 
 
 def test_infinite_logits_of_forbidden_tokens_are_an_engine_error() -> None:

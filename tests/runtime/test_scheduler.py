@@ -13,7 +13,7 @@ from fake_model import PAGE, FakeModel
 from mlc_llm.runtime.answer_text import AnswerText
 from mlc_llm.runtime.errors import EngineError, OverloadedError
 from mlc_llm.runtime.events import Delta, Finish
-from mlc_llm.runtime.sampler import Sampler
+from mlc_llm.runtime.sampler import BatchSampler, Sampler
 from mlc_llm.runtime.sampling_params import SamplingParams
 from mlc_llm.runtime.scheduler import MOST_UNREAD, Job, Scheduler
 
@@ -187,19 +187,19 @@ def test_a_pass_that_fails_is_the_error_of_its_answers_only(tokenizer: Any) -> N
     bench.check_nothing_is_left()
 
 
-@pytest.mark.parametrize("where", ["prefill", "decode", "sample"])
+@pytest.mark.parametrize("where", ["prefill", "decode", "accept"])
 def test_an_interrupted_step_is_done_again(tokenizer: Any, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(tokenizer, prefill_chunk_size=16)
     prompts = [[1, 2], [3, 4, 5], [6] * 60]
     jobs = [bench.submit(prompt) for prompt in prompts]
-    target = bench.scheduler if where == "sample" else bench.model
+    target = BatchSampler if where == "accept" else bench.model
 
     def interrupt(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
     for _ in range(6):
         with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-            patch.setattr(target, "_sample" if where == "sample" else where, interrupt)
+            patch.setattr(target, where, interrupt)
             bench.scheduler.step()
         bench.scheduler.step()
     bench.run()

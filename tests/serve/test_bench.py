@@ -20,7 +20,7 @@ def metadata(**changes: Any) -> LibraryMetadata:
         "model_type": "llama", "quantization": "q4f16_1", "context_window_size": 256, "prefill_chunk_size": 64,
         "max_batch_size": 4, "vocab_size": 100, "active_vocab_size": 100, "package_version": "0.1.0",
         "tvm_version": "0.27.0", "device": "cpu", "target": {}, "host_triple": "x86_64-linux-gnu", "model_hash": "0",
-        "interface": "4",
+        "interface": "5",
         "kv_cache": KVCacheMetadata(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16),
         "params": [],
     }  # fmt: skip

@@ -30,7 +30,7 @@ def metadata(**fields: Any) -> LibraryMetadata:
                 {"name": "b", "shape": [1 << 14, 1 << 9], "dtype": "uint32"},
             ],
             "memory_usage": {"prefill": 1 << 20},
-            "interface": "4",
+            "interface": "5",
             "package_version": "0",
             "tvm_version": "0",
             "device": "cpu",

@@ -27,7 +27,7 @@ _DIGITS, _DIGIT_BITS = 5, 6  # of the bits of a weight, the largest of which is 
 _BINS = 1 << _DIGIT_BITS
 _FIRST_FLOOR = -8.0  # exponents of 2: nearly all of the weight of most distributions is above it
 _LAST_FLOOR = -125.0  # exp2 goes no deeper: what is below has no weight
-SETTINGS = ("scale", "top_k", "top_p", "min_p", "least")
+SETTINGS = ("scale", "top_k", "top_p", "min_p", "least", "count")
 
 
 class Cell:
@@ -131,30 +131,34 @@ def sampling_kernels() -> dict[str, tirx.PrimFunc]:
 def sample_token() -> tirx.PrimFunc:
     """One token for each of some rows: the most likely one, or one drawn.
 
-    logits float32 [rows, width], of which the first `count` of each row count; settings float64 [rows, 5]: see
-    `SETTINGS`; uniforms float64 [rows], in [0, 1); scratch: maxima, sums float32 [rows, blocks], ids int32
-    [rows, count], weights float32 [rows, count]; the result is token int32 [rows]. Where the largest logit is not
-    finite nothing is drawn, and the result is -1 - the token that has it.
+    logits float32 [rows, width]; settings float64 [rows, 6]: see `SETTINGS`; uniforms float64 [rows], in [0, 1); the
+    result is token int32 [rows]; scratch: maxima, sums float32 [rows, blocks], ids int32 [rows, width], weights float32
+    [rows, width]. Where the largest logit is not finite nothing is drawn, and the result is -1 - the token that has it.
 
     `scale` is log2(e) / temperature, 0 for the most likely token, `top_k` 0 for no such cut, `top_p` 1 for none,
-    `min_p` 0 for none; `least` the lowest exponent of 2 that can matter, log2(min_p) or -125.
+    `min_p` 0 for none; `least` the lowest exponent of 2 that can matter, log2(min_p) or -125; of the logits of a row
+    the first `count` are looked at.
     """
     with kernel("sample_token") as k:
-        rows, width, count, blocks = T.int64(), T.int64(), T.int64(), T.int64()
+        rows, width, blocks = T.int64(), T.int64(), T.int64()
         arrays = [
             k.input("logits", (rows, width), "float32", align=4),
             k.input("settings", (rows, len(SETTINGS)), "float64", align=8),
             k.input("uniforms", (rows,), "float64", align=8),
+            k.input("token", (rows,), "int32", align=4),
             k.input("maxima", (rows, blocks), "float32", align=4),
             k.input("sums", (rows, blocks), "float32", align=4),
-            k.input("ids", (rows, count), "int32", align=4),
-            k.input("weights", (rows, count), "float32", align=4),
-            k.input("token", (rows,), "int32", align=4),
+            k.input("ids", (rows, width), "int32", align=4),
+            k.input("weights", (rows, width), "float32", align=4),
         ]
-        lengths = count, len(SETTINGS), 1, blocks, blocks, count, count, 1
 
         def sample(row) -> None:
-            _sample_row(*(_row(array, row, length) for array, length in zip(arrays, lengths, strict=True)))
+            given = {name: settled(arrays[1][row, i], "float64") for i, name in enumerate(SETTINGS)}
+            count = settled(T.cast(given["count"], "int64"), "int64")
+            used = settled(T.floordiv(count + (SAMPLING_BLOCK - 1), SAMPLING_BLOCK), "int64")
+            lengths = count, len(SETTINGS), 1, 1, used, used, count, count
+            logits, _, uniform, *others = (_row(*pair, row) for pair in zip(arrays, lengths, strict=True))
+            _sample_row(given, logits, uniform, *others)
 
         with k.body(), T.If(rows == 1):
             with T.Then():
@@ -164,16 +168,15 @@ def sample_token() -> tirx.PrimFunc:
     return k.function
 
 
-def _row(array, row: Expr, length: Expr):
+def _row(array, length: Expr, row: Expr):
     """The first `length` elements of a row."""
     stride = array.shape[1] if len(array.shape) == 2 else 1
     return T.decl_buffer((length,), array.dtype, data=array.data, elem_offset=row * stride)
 
 
-def _sample_row(logits, settings, uniform, maxima, sums, ids, weights, token) -> None:
+def _sample_row(given: dict[str, Expr], logits, uniform, token, maxima, sums, ids, weights) -> None:
     """Emit the work for one row."""
     blocks = maxima.shape[0]
-    given = {name: settled(settings[i], "float64") for i, name in enumerate(SETTINGS)}
     reduce_to_max(logits, maxima)
     largest = settled(_most_likely(logits, maxima, token), "float32")
     with T.If(tirx.Not(is_finite(largest))), T.Then():

@@ -28,7 +28,7 @@ def kernels() -> LibrarySampling:
 
 
 def choose(kernels: LibrarySampling, logits: Logits, cuts: Cuts, uniform: float) -> int:
-    (token,) = kernels.draws([cuts]).choose(LazyArray.over(logits), [uniform])
+    (token,) = kernels.draws([cuts], logits.size).choose(LazyArray.over(logits), [uniform])
     return token
 
 
@@ -90,18 +90,24 @@ def test_rows_are_chosen_as_each_by_itself(kernels: LibrarySampling, size: int) 
     cuts = [Cuts(), warm, warm, nucleus, top, warm, Cuts(), Cuts(temperature=1.0, min_p=0.05)]
     uniforms = rng.random(8).tolist()
     rows = LazyArray(logits.ctypes.data, (8, size), logits, 1000)
-    draws = kernels.draws(cuts)
+    draws = kernels.draws(cuts, size)
     expected = [sample(row[:size], *how) for row, *how in zip(logits, cuts, uniforms, strict=True)]
     assert draws.choose(rows, uniforms) == expected
     assert (expected[2], expected[5]) == (-18, -1)
     some = LazyArray(rows[3].address, (2, size), logits, 1000)
-    assert kernels.draws(cuts[3:5]).choose(some, uniforms[3:5]) == expected[3:5]
+    assert kernels.draws(cuts[3:5], size).choose(some, uniforms[3:5]) == expected[3:5]
     assert draws.choose(rows, uniforms) == expected
 
 
-def test_more_rows_than_there_is_scratch_for(kernels: LibrarySampling) -> None:
-    with pytest.raises(ValueError, match="9 rows of 50000 logits are more than the sampler was made for"):
-        kernels.draws([Cuts()] * 9).choose(LazyArray(0, (9, 50_000), None), [0.0] * 9)
+def test_only_what_the_sampler_was_made_for(kernels: LibrarySampling) -> None:
+    for rows, size in ((9, 100), (1, 50_001)):
+        with pytest.raises(ValueError, match=f"{rows} rows of {size} logits: the sampler was made for 8 rows of 50000"):
+            kernels.draws([Cuts()] * rows, size)
+    draws = kernels.draws([Cuts()] * 2, 100)
+    with pytest.raises(ValueError, match=r"logits of shape \(2, 99\) for 2 rows of 100"):
+        draws.choose(LazyArray(0, (2, 99), None), [0.0] * 2)
+    with pytest.raises(ValueError, match="rows of 50001 logits: the sampler was made for 50000"):
+        draws.choose(LazyArray(0, (2, 100), None, 50_001), [0.0] * 2)
 
 
 def test_forbidden_tokens_have_no_weight_at_all(kernels: LibrarySampling) -> None:
@@ -118,7 +124,7 @@ def test_neon_chooses_as_numpy() -> None:
     for cuts in (Cuts(), Cuts(temperature=1.0), Cuts(temperature=0.7, top_k=40, top_p=0.9, min_p=0.01)):
         logits = (rng.standard_normal(size) * 4).astype(np.float32)
         token = np.zeros(1, np.int32)
-        kernel(logits[None], np.array([cuts.settings]), np.array([0.4]), *scratch, token)
+        kernel(logits[None], np.array([[*cuts.settings, size]]), np.array([0.4]), token, *scratch)
         assert token[0] == sample(logits, cuts, 0.4)
 
 
@@ -170,5 +176,6 @@ def test_a_batch_chooses_as_its_requests_do_by_themselves(kernels: LibrarySampli
     with pytest.raises(EngineError, match=r"logits of shape \(4, 1000\); expected \[5, 1000\]"):
         batch.sample(logits[:4])
     logits[3, 9] = math.inf
-    with pytest.raises(EngineError, match="gave the logit inf for token 9"):
-        batch.sample(logits)
+    found = batch.sample(logits)
+    assert [isinstance(one, EngineError) for one in found] == [False, False, False, True, False]
+    assert "gave the logit inf for token 9" in str(found[3])
