@@ -52,7 +52,8 @@ class KVCache:
         self._num_pages = -(-max_total_sequence_length // self.page_size) + max_num_sequence - 1
         self._sequences: dict[int, _Sequence] = {}
         self._next = 1  # sequence number
-        self._free: list[int] = []
+        self._free: dict[int, None] = {}  # pages that have been used, or whose sheet has
+        self._empty_sheets: dict[int, None] = {}  # those of which all pages are in `_free`
         rows = max(max_new_tokens, max_num_sequence)
         tables = [(rows,), (rows,), (max_num_sequence + 1,), (max_num_sequence + 1,),
                   (max_num_sequence * self._num_pages,), (max_num_sequence,), (max_num_sequence + 1,)]  # fmt: skip
@@ -114,7 +115,10 @@ class KVCache:
         self._owners[page] -= 1
         if self._owners[page]:
             return False
-        self._free.append(page)
+        self._free[page] = None
+        first = page // self._sheet_pages * self._sheet_pages
+        if all(other in self._free for other in range(first, min(first + self._sheet_pages, len(self._owners)))):
+            self._empty_sheets[page // self._sheet_pages] = None
         return True
 
     def fork(self, parent: int, position: int) -> int:
@@ -247,13 +251,25 @@ class KVCache:
         """Pages that nobody holds."""
         return self._num_pages - len(self._owners) + len(self._free)
 
-    def _take_page(self) -> int:
-        """A free page, one whose memory is there already if possible."""
-        if self._free:
-            page = self._free.pop()
-        else:
-            page = len(self._owners)
+    def _take_page(self, before: int) -> int:
+        """A free page: the one that follows page `before` in its sheet, else the first of a sheet that nobody uses, so
+        that texts that grow side by side lie apart. One whose memory is there already if possible."""
+        together, page = self._sheet_pages, before + 1
+        if page % together == 0 or not (page in self._free or page == len(self._owners) < self._num_pages):
+            fresh = -(-len(self._owners) // together) * together
+            if self._empty_sheets:
+                page = self._empty_sheets.popitem()[0] * together
+            elif fresh < self._num_pages:
+                self._free.update(dict.fromkeys(range(len(self._owners), fresh)))
+                self._owners.extend([0] * (fresh - len(self._owners)))
+                page = fresh
+            else:
+                page = next(reversed(self._free)) if self._free else len(self._owners)
+        if page == len(self._owners):
             self._owners.append(0)
+        else:
+            del self._free[page]
+        self._empty_sheets.pop(page // together, None)
         self._owners[page] = 1
         return page
 
@@ -271,14 +287,15 @@ class KVCache:
         """Give a sequence pages of its own for `count` more tokens."""
         index, end = entry.length // self.page_size, entry.length + count
         if index < len(entry.pages) and count and self._owners[entry.pages[index]] > 1:
-            old, new = entry.pages[index], self._take_page()
+            old, new = entry.pages[index], self._take_page(entry.pages[index - 1] if index else -1)
             self._copy_page(old, new)
             self._owners[old] -= 1
             entry.pages[index] = new
             self._table_of = []
         missing = -(-end // self.page_size) - len(entry.pages)
         if missing > 0:
-            entry.pages.extend(self._take_page() for _ in range(missing))
+            for _ in range(missing):
+                entry.pages.append(self._take_page(entry.pages[-1] if entry.pages else -1))
             self._table_of = []
 
     def _copy_page(self, old: int, new: int) -> None:

@@ -1,5 +1,6 @@
 """Pages: whatever is added, forked, taken back and removed, the tables lead to the tokens that a sequence has."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,18 @@ def test_pages_that_have_been_used_are_used_again() -> None:
     text.cache.remove(first)
     again = text.cache.add()
     assert set(np.from_dlpack(text.cache.begin_forward([again], [40])[4])[:3].tolist()) == used
+
+
+def test_texts_that_grow_side_by_side_lie_in_sheets_of_their_own() -> None:
+    text = Text(make(tokens=512, sheet_pages=4))
+    sequences = [text.cache.add() for _ in range(3)]
+    for _ in range(100):
+        text.forward(sequences, [1, 1, 1])
+    pages, starts = (np.from_dlpack(text.cache.begin_forward(sequences, [0, 0, 0])[i]) for i in (4, 3))
+    for start, end in itertools.pairwise(starts):
+        own = pages[start:end]
+        assert (np.diff(own)[np.arange(1, len(own)) % 4 != 0] == 1).all()
+        assert (own[::4] % 4 == 0).all()
 
 
 def test_every_sequence_can_waste_a_part_of_a_page() -> None:
