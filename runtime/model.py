@@ -59,6 +59,7 @@ class LanguageModel(Protocol):
     def pop(self, sequence: int, count: int) -> None: ...
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Logits: ...
     def logits_of(self, sequence: int, tokens: Sequence[int]) -> "npt.NDArray[np.float32]": ...
+    def verify(self, sequence: int, tokens: Sequence[int]) -> Logits: ...
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits: ...
     def decode_and_sample(
         self, sequences: Sequence[int], tokens: Sequence[int], draws: Draws, uniforms: list[float]
@@ -195,9 +196,16 @@ class Model:
         self.pages.require_room([sequence], [len(tokens)])
         parts = []
         for start in range(0, len(tokens), self.prefill_chunk_size):
-            logits = self._forward("batch_verify", sequence, tokens[start : start + self.prefill_chunk_size])
-            parts.append(logits.numpy()[0, :, : self.vocab_size])
+            parts.append(np.array(self.verify(sequence, tokens[start : start + self.prefill_chunk_size])))
         return np.concatenate(parts)
+
+    def verify(self, sequence: int, tokens: Sequence[int]) -> Logits:
+        """Append a few tokens to a sequence. Returns the logits after each of them, [len(tokens), vocab].
+
+        Raises CacheFullError, before anything changes, when the cache has no room for them.
+        """
+        logits = self._forward("batch_verify", sequence, tokens)
+        return LazyArray(logits.address, (len(tokens), self.vocab_size), logits, self.metadata.vocab_size)
 
     def _forward(self, name: str, sequence: int, tokens: Sequence[int]) -> Tensor:
         """One pass of the library's function `name` over new tokens of a sequence."""

@@ -60,6 +60,7 @@ class Sampler:
         params.validate(vocab_size)
         self._params = params
         self.vocab_size, self.kernels = vocab_size, kernels
+        self.seed = params.seed  # None where one is drawn
         greedy = params.temperature <= _GREEDY_TEMPERATURE or params.top_p == 0 or params.top_k == 1
         top_k = params.top_k if params.top_k < vocab_size else 0
         self.cuts = Cuts() if greedy else Cuts(params.temperature, top_k, params.top_p, params.min_p)

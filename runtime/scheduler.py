@@ -29,6 +29,7 @@ from .lazy_array import first_columns
 from .model import LanguageModel, Logits
 from .prefix_cache import PrefixCache
 from .sampler import BatchSampler, Sampled, Sampler
+from .speculation import Costs, Lookup
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +60,8 @@ class Job:
         self.cached_tokens: int | None = None
         self.count = 0  # tokens of the answer
         self.began = self.first_token = 0.0  # seconds of computing
+        # A pass that checks a guess rounds in other places: with a seed, answers must not depend on what is guessed.
+        self.lookup = Lookup() if sampler.seed is None else None
         self.scores: list[TokenLogprob] | None = None  # of the prompt's tokens but the first, where they are asked for
 
     @property
@@ -80,6 +83,8 @@ class Counters:
     cached_tokens: int = 0
     generated_tokens: int = 0
     preemptions: int = 0
+    guessed_tokens: int = 0
+    right_tokens: int = 0  # of the guessed ones
 
 
 class Scheduler:
@@ -88,10 +93,17 @@ class Scheduler:
     `step` may also be called by a thread of its own; then others submit, cancel and read events, which never waits.
     """
 
-    def __init__(self, model: LanguageModel, vocab_size: int, *, max_waiting: int | None = None) -> None:
-        """Tokens below `vocab_size` are chosen; `max_waiting` answers may wait, None for any number."""
+    def __init__(
+        self, model: LanguageModel, vocab_size: int, *, max_waiting: int | None = None, speculates: bool = True
+    ) -> None:
+        """Tokens below `vocab_size` are chosen; `max_waiting` answers may wait, None for any number.
+
+        With `speculates` an answer that runs alone may get several tokens in a step, see speculation.py.
+        """
         self.counters = Counters()
         self.max_waiting = max_waiting
+        self.speculates = speculates
+        self._costs = Costs()
         self._model, self._vocab_size = model, vocab_size
         self._prefix_cache = PrefixCache(model.pages)
         self._arrived: deque[Job] = deque()  # these two take what other threads want during a step
@@ -308,8 +320,9 @@ class Scheduler:
         """One more token for each answer that somebody reads."""
         while True:
             jobs = [job for job in self._decoding if len(job.events) < MOST_UNREAD]
-            if not jobs:
+            if not jobs or (len(jobs) == 1 and self.speculates and self._speculate(jobs[0])):
                 return
+            begin = perf_counter()
             try:
                 sampled = self._decoded(jobs)
                 break
@@ -321,8 +334,53 @@ class Scheduler:
                 return
         for job in jobs:
             job.computed += 1
+        if len(jobs) == 1 and self.speculates:
+            self._costs.time(0, perf_counter() - begin)
+            if jobs[0].lookup is not None:
+                jobs[0].lookup.watch(jobs[0].tokens)
         for job, one in zip(jobs, sampled, strict=True):
             self._take(job, one)
+
+    def _speculate(self, job: Job) -> bool:
+        """Several tokens of an answer in one pass. False where it does not pay, or there is no room for them."""
+        if job.lookup is None:
+            return False
+        length = min(self._costs.best_length(job.lookup.chance), job.limit - job.count - 1)
+        guess = list(job.lookup.guess(job.tokens, length)) if length > 0 else []
+        if not guess:
+            return False
+        assert job.sequence is not None
+        begin = perf_counter()
+        try:
+            logits = self._model.verify(job.sequence, [job.tokens[-1], *guess])
+        except CacheFullError:
+            return False
+        except BaseException as error:
+            self._after_failure([job], error)
+            return True
+        self._costs.time(len(guess), perf_counter() - begin)
+        job.computed += 1 + len(guess)
+        chosen = self._choose(job, first_columns(logits, self._vocab_size), guess)
+        self._model.pop(job.sequence, 1 + len(guess) - len(chosen))
+        job.computed -= 1 + len(guess) - len(chosen)
+        right = len(chosen) - 1
+        job.lookup.learn(right, right < len(guess))
+        self.counters.guessed_tokens += len(guess)
+        self.counters.right_tokens += right
+        for sampled in chosen:
+            if not job.over:
+                self._take(job, sampled)
+        return True
+
+    def _choose(self, job: Job, logits: Logits, guess: Sequence[int]) -> list[Sampled | EngineError]:
+        """The tokens after a guess was checked: up to the first that is another one, or ends the answer."""
+        chosen: list[Sampled | EngineError] = []
+        for place in range(len(guess) + 1):
+            sampled = _sampled(job.sampler, logits[place])
+            chosen.append(sampled)
+            if isinstance(sampled, EngineError) or sampled.token in job.stops or sampled.token != (*guess, -1)[place]:
+                break
+        return chosen
 
     def _decoded(self, jobs: list[Job]) -> list[Sampled | EngineError]:
         """Compute and choose the next token of each answer."""
@@ -424,7 +482,8 @@ class Scheduler:
         self._batch, self._batch_sampler = [], None
 
     def _keep(self, job: Job) -> None:
-        self._prefix_cache.keep(job.tokens, self._pages_of(job))
+        pages = self._pages_of(job)  # after a stop string more may be computed than there are tokens
+        self._prefix_cache.keep(job.tokens, pages[: len(job.tokens) // self._model.pages.page_size])
 
     def _pages_of(self, job: Job) -> list[int]:
         """Those that are full of computed tokens."""

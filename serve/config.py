@@ -1,13 +1,14 @@
 """How many sequences an engine serves at a time, and how many tokens its KV cache holds."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ..runtime.artifact import LibraryMetadata
 from ..runtime.errors import EngineError, UsageError
 from ..runtime.tvm_runtime import nbytes_of
 
 Mode = Literal["local", "interactive", "server"]
+SpeculativeMode = Literal["prompt_lookup", "disable"]
 
 _LOCAL_SEQUENCES = 4
 _LOCAL_TOKENS = 8192
@@ -24,12 +25,15 @@ class EngineConfig:
     - gpu_memory_utilization: the part of the device's free memory that may be used, 0 to 1.
     - num_threads: threads that run the kernels, set when the engine loads; None: as `MLC_NUM_THREADS` says, else one
       for each physical core. Engines of one library share its threads: the number of the last one that loads counts.
+    - speculative_mode: "prompt_lookup" guesses the next tokens of an answer that runs alone from what its text says
+      already, where checking the guess pays; the answer stays as it is. "disable" does not.
     """
 
     max_num_sequence: int | None = None
     max_total_sequence_length: int | None = None
     gpu_memory_utilization: float = 0.85
     num_threads: int | None = None
+    speculative_mode: SpeculativeMode = "prompt_lookup"
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ def choose_limits(mode: Mode, config: EngineConfig, metadata: LibraryMetadata, f
     server: as many sequences as the library takes, each with a context of its own as far as memory goes.
     Raises UsageError for values out of range, EngineError when memory does not suffice.
     """
+    if config.speculative_mode not in get_args(SpeculativeMode):
+        wanted = ", ".join(get_args(SpeculativeMode))
+        raise UsageError(f"speculative_mode is {config.speculative_mode!r:.80}: expected one of {wanted}")
     sequences, tokens, single = _wanted(mode, config, metadata)
     fit = _tokens_that_fit(metadata, sequences, free_memory, config.gpu_memory_utilization)
     explicit = config.max_total_sequence_length is not None

@@ -54,7 +54,9 @@ def load_model(model: str, device: str, model_lib: str | None, mode: Mode, confi
         max_total_sequence_length=limits.max_total_sequence_length,
         reading=reading,
     )
-    return assemble(model, folder, chat_config, tokenizer, template, loaded)
+    assembled = assemble(model, folder, chat_config, tokenizer, template, loaded)
+    assembled.generator.scheduler.speculates = config.speculative_mode == "prompt_lookup"
+    return assembled
 
 
 def load_text(folder: Path, config: ChatConfig) -> tuple[Tokenizer, Template]:

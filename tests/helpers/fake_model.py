@@ -138,6 +138,11 @@ class FakeModel:
     def logits_of(self, sequence: int, tokens: Sequence[int]) -> Logits:
         return np.stack([np.asarray(self._forward("verify", sequence, [token])) for token in tokens])
 
+    def verify(self, sequence: int, tokens: Sequence[int]) -> Logits:
+        if -(-len(tokens) // PAGE) + 1 > self.pages.free_pages():
+            raise CacheFullError("the cache is full", 1)
+        return self.logits_of(sequence, tokens)
+
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits:
         full = [sequence for sequence in sequences if len(self.pages.text(sequence)) % PAGE == 0]
         if len(full) > self.pages.free_pages():
