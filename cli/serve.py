@@ -1,0 +1,274 @@
+"""`mlc serve`: OpenAI's API over HTTP."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..runtime.errors import UsageError
+from .options import FILE_OR_FOLDER, refuse, threads_option
+from .values import read_names, read_size
+
+if TYPE_CHECKING:
+    from ..serve.server.engine import ServingEngine
+    from ..serve.server.settings import Settings
+
+# Keys of upstream's --overrides that are limits of the engine, by their name in EngineConfig.
+_ENGINE_OVERRIDES: dict[str, tuple[str, Callable[[str], float]]] = {
+    "max_num_sequence": ("max_num_sequence", int),
+    "max_total_seq_length": ("max_total_sequence_length", int),
+    "gpu_memory_utilization": ("gpu_memory_utilization", float),
+}
+
+
+_SECONDS = click.FloatRange(0, 86400)
+
+
+@click.command("serve", short_help="Serve a model over HTTP.", context_settings={"auto_envvar_prefix": "MLC_SERVE"})
+@click.argument("model", envvar="MLC_SERVE_MODEL")
+@click.option("--model-lib", type=FILE_OR_FOLDER, metavar="FILE", help="Model library, instead of the one of MODEL.")
+@click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="What to run on: auto or cpu.")
+@click.option(
+    "--mode",
+    type=click.Choice(["local", "interactive", "server"]),
+    default="local",
+    show_default=True,
+    metavar="MODE",
+    help="How much memory the KV cache gets: local, interactive (one user) or server.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    metavar="PORT",
+    help="Port to listen on; 0 takes one that is free.",
+)
+@click.option("--api-key", metavar="KEY", help="Key that every path but /health asks for, as a bearer token.")
+@click.option("--allow-credentials", is_flag=True, help="Let web pages of the named origins send credentials.")
+@click.option(
+    "--allowed-origins",
+    "--allow-origins",
+    callback=read_names,
+    default='["*"]',
+    show_default=True,
+    metavar="JSON",
+    help="Origins of web pages that may call the server: a JSON list.",
+)
+@click.option(
+    "--allowed-methods",
+    "--allow-methods",
+    callback=read_names,
+    default='["*"]',
+    show_default=True,
+    metavar="JSON",
+    help="Methods that they may use: a JSON list.",
+)
+@click.option(
+    "--allowed-headers",
+    "--allow-headers",
+    callback=read_names,
+    default='["*"]',
+    show_default=True,
+    metavar="JSON",
+    help="Headers that they may send: a JSON list.",
+)
+@click.option(
+    "--allowed-hosts",
+    callback=read_names,
+    metavar="JSON",
+    help="Names that a Host header may have: a JSON list. Default: those of the loopback when it is what the "
+    "server listens on, else all.",
+)
+@click.option("--max-batch-size", type=click.IntRange(1), metavar="N", help="Sequences that run at a time.")
+@click.option(
+    "--max-total-seq-length",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Tokens whose keys and values are kept, of all sequences together.",
+)
+@click.option("--prefill-chunk-size", type=click.IntRange(1), metavar="N", help="Tokens of a prompt per step.")
+@click.option(
+    "--prefix-cache-mode",
+    type=click.Choice(["radix", "disable"]),
+    default="radix",
+    show_default=True,
+    metavar="MODE",
+    help="Whether beginnings that prompts share are computed once: radix or disable.",
+)
+@click.option("--additional-models", multiple=True, metavar="MODEL", help="Draft models for speculative decoding.")
+@click.option(
+    "--speculative-mode",
+    type=click.Choice(["disable", "small_draft", "eagle", "medusa"]),
+    default="disable",
+    show_default=True,
+    metavar="MODE",
+    help="Speculative decoding: disable.",
+)
+@click.option(
+    "--overrides",
+    default="",
+    metavar="K=V;K=V",
+    help="max_num_sequence, max_total_seq_length, gpu_memory_utilization, or what mlc compile takes.",
+)
+@click.option("--gateway", is_flag=True, help="Answer MLflow's gateway path too, by its contract; see docs/server.md.")
+@click.option("--enable-tracing", is_flag=True, help="Record a trace of every request.")
+@click.option("--enable-debug", is_flag=True, help="Serve /debug.")
+@click.option(
+    "--max-concurrent-requests",
+    type=click.IntRange(1, 100_000),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Requests in the works at a time, waiting ones included; more get 429.",
+)
+@click.option(
+    "--max-body-size",
+    callback=read_size,
+    default="16M",
+    show_default=True,
+    metavar="BYTES",
+    help="Largest body of a request.",
+)
+@click.option(
+    "--max-header-size",
+    callback=read_size,
+    default="32K",
+    show_default=True,
+    metavar="BYTES",
+    help="Largest headers of a request.",
+)
+@click.option(
+    "--shutdown-timeout",
+    type=_SECONDS,
+    default=30,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long running answers may take to end after the first SIGTERM or Ctrl-C.",
+)
+@threads_option()
+def command(
+    model: str, model_lib: Path | None, device: str, mode: str, host: str, port: int, overrides: str,
+    threads: int | None, max_batch_size: int | None, max_total_seq_length: int | None, **flags: Any,
+) -> None:  # fmt: skip
+    """Serve MODEL over HTTP, as OpenAI's API does: chat completions, models; see /docs of the server.
+
+    MODEL is what `mlc chat` takes: a compiled folder, its name under dist/ or in the cache, an address, or a source,
+    which is compiled first.
+
+    Every option can be given as an environment variable: --max-batch-size as MLC_SERVE_MAX_BATCH_SIZE, and so on.
+
+    \b
+      mlc serve SmolLM2-135M-Instruct
+      mlc serve dist/Llama-3.2-1B-Instruct-q4f16_1-MLC --mode server --host 0.0.0.0 --port 8080
+      MLC_SERVE_API_KEY=sk-... mlc serve SmolLM2-135M-Instruct
+    """
+    _refuse_unsupported(flags)
+    engine_overrides, compiled_with = split_overrides(overrides)
+    limits: dict[str, Any] = {
+        "max_num_sequence": max_batch_size,
+        "max_total_sequence_length": max_total_seq_length,
+        **engine_overrides,
+    }
+    from ..serve.server.run import listen, run, url
+
+    settings = _settings(model, host, flags)
+    with listen(host, port) as listener:  # before loading: a port that is in use is known at once
+        address = url(host, listener.getsockname()[1])
+
+        def load() -> "ServingEngine":
+            return _load(model, model_lib, device, mode, compiled_with, {**limits, "num_threads": threads})
+
+        def ready(engine: "ServingEngine") -> None:
+            click.echo(_ready_line(model, engine, address))
+
+        _log_to_stderr()
+        run(load, settings, listener, ready)
+
+
+def _refuse_unsupported(flags: dict[str, Any]) -> None:
+    """Refuse the values of upstream's flags that this version cannot honour. Raises UsageError."""
+    not_yet = "is not supported yet: leave it out"
+    if flags["additional_models"]:
+        raise refuse("--additional-models", " ".join(flags["additional_models"]), not_yet)
+    if flags["speculative_mode"] != "disable":
+        raise refuse("--speculative-mode", flags["speculative_mode"], not_yet)
+    if flags["prefix_cache_mode"] != "radix":
+        raise refuse("--prefix-cache-mode", flags["prefix_cache_mode"], not_yet)
+    if flags["enable_tracing"]:
+        raise refuse("--enable-tracing", "", not_yet)
+    if flags["enable_debug"]:
+        raise refuse("--enable-debug", "", not_yet)
+    if (chunk := flags["prefill_chunk_size"]) is not None:
+        reason = f"a library has its own: run `mlc compile` with --overrides prefill_chunk_size={chunk}"
+        raise refuse("--prefill-chunk-size", str(chunk), reason)
+
+
+def split_overrides(overrides: str) -> tuple[dict[str, float], str]:
+    """The limits of the engine among `overrides`, and what is left for the model. Raises UsageError."""
+    limits: dict[str, float] = {}
+    rest = []
+    for item in filter(None, (part.strip() for part in overrides.split(";"))):
+        key, _, value = (part.strip() for part in item.partition("="))
+        if key not in _ENGINE_OVERRIDES:
+            rest.append(item)
+            continue
+        name, kind = _ENGINE_OVERRIDES[key]
+        try:
+            limits[name] = kind(value)
+        except ValueError:
+            raise UsageError(f"--overrides {item[:80]}: expected a number") from None
+    return limits, ";".join(rest)
+
+
+def _settings(model: str, host: str, flags: dict[str, Any]) -> "Settings":
+    from ..serve.server.settings import CrossOrigin, Settings
+
+    return Settings(
+        host=host,
+        api_key=flags["api_key"],
+        cross_origin=CrossOrigin(
+            flags["allowed_origins"], flags["allowed_methods"], flags["allowed_headers"], flags["allow_credentials"]
+        ),
+        allowed_hosts=flags["allowed_hosts"],
+        model_name=model,
+        gateway=flags["gateway"],
+        max_body_bytes=flags["max_body_size"],
+        max_header_bytes=flags["max_header_size"],
+        max_concurrent_requests=flags["max_concurrent_requests"],
+        shutdown_timeout=flags["shutdown_timeout"],
+    )
+
+
+def _load(
+    model: str, model_lib: Path | None, device: str, mode: Any, overrides: str, limits: dict[str, Any]
+) -> "ServingEngine":
+    """The engine, compiling MODEL first where it has to be. Raises UsageError, ModelFileError, EngineError."""
+    from ..serve.async_engine import AsyncMLCEngine
+    from ..serve.config import EngineConfig
+    from .models import find_or_compile
+
+    compiled = find_or_compile(model, None, device, overrides)
+    if limits["max_total_sequence_length"] is None:
+        limits["max_total_sequence_length"] = compiled.context_limit
+    return AsyncMLCEngine(
+        str(compiled.folder),
+        device,
+        model_lib=None if model_lib is None else str(model_lib),
+        mode=mode,
+        engine_config=EngineConfig(**{name: value for name, value in limits.items() if value is not None}),
+    )
+
+
+def _ready_line(model: str, engine: "ServingEngine", address: str) -> str:
+    """What is printed when requests are taken."""
+    return f"{address} serves {model}: context {engine.context_window_size} tokens, API at {address}/docs"
+
+
+def _log_to_stderr() -> None:
+    """Our log from INFO on, which has a line for each request; of others only warnings."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger(__package__.partition(".")[0]).setLevel(logging.INFO)

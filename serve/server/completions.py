@@ -1,0 +1,28 @@
+"""POST /v1/completions. https://platform.openai.com/docs/api-reference/completions/create"""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..text_completion import TextFolder
+from ..text_protocol import CompletionRequest, CompletionResponse
+from .answers import answer
+from .body import read_request
+from .openapi import ERRORS, accepts
+from .service import service_of
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/completions",
+    summary="Continue texts",
+    response_model=CompletionResponse,
+    responses=ERRORS,
+    openapi_extra=accepts(CompletionRequest),
+)
+async def create_completion(http: Request) -> Response:
+    """Continue one or more texts: one JSON body, or with `stream` server-sent events."""
+    service = service_of(http)
+    request = await read_request(http, service.settings, CompletionRequest.parse)
+    return await answer(http, request, service.engine.complete_text, TextFolder())

@@ -1,0 +1,34 @@
+"""What the server asks of an engine; `AsyncMLCEngine` has it."""
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from ..loading import LoadedModel
+from ..metrics import EngineMetrics
+from ..protocol import ChatCompletionRequest, ChatCompletionStreamResponse
+from ..text_protocol import CompletionRequest, CompletionResponse
+
+
+class ServingEngine(Protocol):
+    """An engine that answers many requests at a time, on the event loop that serves them."""
+
+    @property
+    def model(self) -> LoadedModel: ...
+    @property
+    def context_window_size(self) -> int: ...
+
+    def complete(self, request: ChatCompletionRequest) -> AsyncGenerator[ChatCompletionStreamResponse, None]:
+        """The chunks of the answer; the last one has no choices but the usage.
+
+        Raises RequestError, EngineError. Closing the generator, or cancelling the task that awaits it, aborts the
+        request.
+        """
+
+    def complete_text(self, request: CompletionRequest) -> AsyncGenerator[CompletionResponse, None]:
+        """The same for a text completion."""
+
+    def metrics(self) -> EngineMetrics:
+        """What the engine is doing, and has done."""
+
+    def terminate(self) -> None:
+        """Free the model; a second call does nothing."""

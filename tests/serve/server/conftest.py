@@ -1,0 +1,117 @@
+"""A server with a scripted engine, on a port of the loopback, in a thread of its own."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from fake_async_engine import TIMEOUT, FakeEngine
+
+from mlc_llm.serve.server.app import create_app
+from mlc_llm.serve.server.run import listen, server
+from mlc_llm.serve.server.service import Service
+from mlc_llm.serve.server.settings import Settings
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that runs: its engine, its state, and a client for it."""
+
+    listener: tuple[str, int]
+    engine: FakeEngine
+    service: Service
+    client: httpx.Client
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.listener[1]}"
+
+    def chat(self, text: str = "hello world", **fields: Any) -> httpx.Response:
+        return self.client.post("/v1/chat/completions", json=body(text, **fields))
+
+    def stream(self, text: str, **fields: Any) -> Any:
+        """A context manager with the response, whose body comes as it is made."""
+        return self.client.stream("POST", "/v1/chat/completions", json=body(text, stream=True, **fields))
+
+    def connect(self) -> socket.socket:
+        """A bare connection."""
+        return socket.create_connection(self.listener, timeout=TIMEOUT)
+
+    def post_raw(
+        self, content: bytes | dict[str, Any], length: int | None = None, path: str = "/v1/chat/completions"
+    ) -> socket.socket:
+        """A bare connection with a request under way; `length` is what its header says."""
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        raw = self.connect()
+        raw.sendall(f"{head}Content-Length: {length or len(data)}\r\n\r\n".encode() + data)
+        return raw
+
+
+def body(text: str = "hello world", **fields: Any) -> dict[str, Any]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": text}], **fields}
+
+
+@contextmanager
+def run_server(engine: FakeEngine | None = None, loaded: bool = True, **settings: Any) -> Iterator[Running]:
+    """A server in a thread."""
+    engine = engine or FakeEngine()
+    wanted = Settings(**settings)
+    app = create_app(engine if loaded else None, wanted)
+    listener = listen("127.0.0.1", 0)
+    http = server(app, wanted)
+    loop = asyncio.new_event_loop()
+
+    def work() -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(http.serve(sockets=[listener]))
+        loop.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    address = listener.getsockname()
+    headers = {} if wanted.api_key is None else {"authorization": f"Bearer {wanted.api_key}"}
+    try:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{address[1]}", headers=headers, timeout=TIMEOUT, trust_env=False
+        ) as client:
+            yield Running(address, engine, app.state.service, client, loop)
+    finally:
+        engine.release()
+        http.should_exit = True
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def running() -> Callable[..., Any]:
+    """A context manager that runs a server with settings of its own."""
+    return run_server
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Running]]:
+    """Start a server with settings of its own."""
+    with ExitStack() as stack:
+        yield lambda *args, **settings: stack.enter_context(run_server(*args, **settings))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Running]:
+    """A server as it is without flags, for tests that change nothing."""
+    with run_server() as server:
+        yield server
+
+
+@pytest.fixture
+def plain_server() -> Iterator[Running]:
+    """As `plain`, for tests that make its engine wait."""
+    with run_server() as server:
+        yield server
