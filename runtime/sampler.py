@@ -11,6 +11,7 @@ from .lazy_array import LazyArray
 from .philox import philox, round_keys
 from .sampling_kernels import Cuts, Logits, SamplingKernels
 from .sampling_params import SamplingParams
+from .token_mask import TokenMask, masked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +39,7 @@ class Sampler:
     2. presence_penalty and count * frequency_penalty are subtracted for tokens that were generated (OpenAI's rule);
        then repetition_penalty divides positive and multiplies negative logits of tokens in the prompt or generated
        (CTRL, https://arxiv.org/abs/1909.05858, as Hugging Face's RepetitionPenaltyLogitsProcessor);
+       tokens that a mask does not allow are forbidden;
     3. logits / temperature, softmax;
     4. top_k, then top_p of what is left (https://arxiv.org/abs/1904.09751), then min_p
        (https://arxiv.org/abs/2407.01082), in Hugging Face's order; equal probabilities rank by token id;
@@ -78,14 +80,14 @@ class Sampler:
         # whether logits serve for nothing but the draw, so that it can be a part of the model's pass: see `accept`
         self.plain = not (self.adjusts or params.logprobs)
 
-    def sample(self, logits: Logits) -> Sampled:
-        """Choose the next token from `logits` [vocab_size], which are left as they are.
+    def sample(self, logits: Logits, mask: TokenMask | None = None) -> Sampled:
+        """Choose the next token from `logits` [vocab_size], which are left as they are, among those of the mask.
 
         Raises EngineError when they are not usable: another size, NaN, infinite, or every token forbidden.
         """
         if logits.shape != (self.vocab_size,):
             raise EngineError(f"the model gave logits of shape {logits.shape}; expected [{self.vocab_size}]")
-        adjusted = LazyArray.over(self._adjusted(logits) if self.adjusts else logits)
+        adjusted = LazyArray.over(logits if mask is None and not self.adjusts else self._adjusted(logits, mask))
         (token,) = self.draws.choose(adjusted, [self.uniform])
         return self.take(token, adjusted, logits)
 
@@ -125,15 +127,17 @@ class Sampler:
 
         return Sampled(token, *logprobs(logits, token, self._params.top_logprobs, self.kernels))
 
-    def _adjusted(self, logits: Logits) -> Logits:
-        """A copy of the logits after bias and penalties."""
+    def _adjusted(self, logits: Logits, mask: TokenMask | None) -> Logits:
+        """A copy of the logits after bias, penalties and mask."""
         import numpy as np
 
+        if not self.adjusts and mask is not None:
+            return masked(logits.numpy() if isinstance(logits, LazyArray) else logits, mask)
         adjusted = np.array(logits, np.float32)
         # Overflow is as good as the infinity that it gives; a NaN is found later.
         with np.errstate(over="ignore", invalid="ignore"):
             self._apply(adjusted)
-        return adjusted
+        return adjusted if mask is None else masked(adjusted, mask)
 
     def _apply(self, adjusted: "npt.NDArray[np.float32]") -> None:
         import numpy as np
@@ -171,15 +175,19 @@ class BatchSampler:
         """Take down what a pass of the model has chosen for `plain` requests, with `draws` and `uniforms`."""
         return [_accepted(sampler, token) for sampler, token in zip(self._samplers, tokens, strict=True)]
 
-    def sample(self, logits: Logits) -> "list[Sampled | EngineError]":
+    def sample(self, logits: Logits, masks: Sequence[TokenMask | None] = ()) -> "list[Sampled | EngineError]":
         """The next token of each request, from its row of `logits` [requests, vocab_size], or what is wrong with it.
 
+        `masks` has one for each request, None for those that may choose any token; it is empty when none has one.
         Raises EngineError for logits of another shape.
         """
         if logits.shape != self._shape:
             raise EngineError(f"the model gave logits of shape {logits.shape}; expected {list(self._shape)}")
-        tokens = self.draws.choose(LazyArray.over(logits), self.uniforms())
-        return [_row(sampler, tokens[i], logits[i]) for i, sampler in enumerate(self._samplers)]
+        masks = masks or [None] * len(self._samplers)
+        needs_all = any(mask is None and not one.adjusts for one, mask in zip(self._samplers, masks, strict=True))
+        tokens = self.draws.choose(LazyArray.over(logits), self.uniforms()) if needs_all else [0] * len(masks)
+        rows = enumerate(zip(self._samplers, tokens, masks, strict=True))
+        return [_row(sampler, token, logits[i], mask) for i, (sampler, token, mask) in rows]
 
 
 def _accepted(sampler: Sampler, token: int) -> Sampled | EngineError:
@@ -189,9 +197,11 @@ def _accepted(sampler: Sampler, token: int) -> Sampled | EngineError:
         return error
 
 
-def _row(sampler: Sampler, token: int, logits: Logits) -> Sampled | EngineError:
+def _row(sampler: Sampler, token: int, logits: Logits, mask: TokenMask | None) -> Sampled | EngineError:
     try:
-        return sampler.sample(logits) if sampler.adjusts else sampler.take(token, logits, logits)
+        if mask is not None or sampler.adjusts:
+            return sampler.sample(logits, mask)
+        return sampler.take(token, logits, logits)
     except EngineError as error:
         return error
 

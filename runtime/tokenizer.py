@@ -98,6 +98,20 @@ class Tokenizer:
         piece = self.piece(token, False) or b""
         return piece.encode() if isinstance(piece, str) else piece
 
+    def vocabulary(self, size: int) -> list[bytes]:
+        """What each of the first `size` tokens stands for inside a text, special ones by their name.
+
+        Empty for ids that have no token. Raises ModelFileError when a token's text cannot be had by itself.
+        """
+        return [self._bytes_or_name(token) for token in range(size)]
+
+    def _bytes_or_name(self, token: int) -> bytes:
+        string = self._backend.id_to_token(token)
+        if string is None:
+            return b""
+        piece = string if token in self.special_ids else self.rule.piece(string, False)
+        return piece.encode() if isinstance(piece, str) else piece
+
     @cached_property
     def _literal_backend(self) -> tokenizers.Tokenizer:
         # The switch is a property of the whole backend, so that flipping it would disturb other threads.

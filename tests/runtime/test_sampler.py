@@ -1,5 +1,6 @@
 """What the sampler chooses: oracles are transformers' logits processors and formulas written out in full."""
 
+import ctypes
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from transformers.generation.logits_process import (
 from mlc_llm.runtime.errors import EngineError, RequestError
 from mlc_llm.runtime.sampler import BatchSampler, Sampled, Sampler
 from mlc_llm.runtime.sampling_params import SamplingParams
+from mlc_llm.runtime.token_mask import new_mask
 
 Floats = npt.NDArray[Any]
 KERNELS = compiled_sampling()
@@ -260,6 +262,37 @@ def test_impossible_tokens_are_never_chosen() -> None:
     for uniform, token in ((0.0, 1), (1 - 2**-53, 3)):
         sampler.uniform = uniform
         assert sampler.sample(logits).token == token
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(temperature=0.7, top_k=2),
+        SamplingParams(top_p=0.8, logit_bias={0: 100, 5: 2.0}),
+        SamplingParams(min_p=0.3, repetition_penalty=1.5),
+    ],
+)
+@pytest.mark.parametrize("allowed", [[1, 2, 6], [7], [0, 3, 4, 5, 6]])
+def test_a_mask_leaves_the_distribution_of_the_allowed_tokens(params: SamplingParams, allowed: list[int]) -> None:
+    logits = np.resize(LOGITS, 70)
+    mask = new_mask(logits.size)
+    for token in (*allowed, 40, 69):
+        mask[token // 32] |= ctypes.c_int32(1 << token % 32).value
+    forbidden = np.isin(np.arange(logits.size), [*allowed, 40, 69], invert=True)
+    steps, counts = 500, np.zeros(logits.size)
+    for step in range(steps):
+        sampler = Sweep(params, logits.size, KERNELS, [0, 6])
+        sampler.uniform = (step + 0.5) / steps
+        counts[sampler.sample(logits, mask).token] += 1
+    expected = expected_probabilities(np.where(forbidden, -math.inf, logits), params, prompt=[0, 6])
+    np.testing.assert_allclose(counts / steps, expected, atol=2.1e-3)
+    assert not counts[forbidden].any()
+
+
+def test_a_mask_that_allows_nothing_leaves_nothing_to_choose() -> None:
+    with pytest.raises(EngineError, match="no token is left to choose"):
+        Sampler(SamplingParams(), LOGITS.size, KERNELS).sample(LOGITS, new_mask(LOGITS.size))
 
 
 def test_logits_of_masked_tokens_may_be_the_lowest_floats() -> None:

@@ -18,6 +18,7 @@ from mlc_llm.runtime.lazy_array import LazyArray
 from mlc_llm.runtime.sampler import BatchSampler, Sampler
 from mlc_llm.runtime.sampling_kernels import Cuts, LibrarySampling
 from mlc_llm.runtime.sampling_params import SamplingParams
+from mlc_llm.runtime.token_mask import TokenMask, new_mask
 
 Logits = npt.NDArray[np.float32]
 
@@ -179,3 +180,29 @@ def test_a_batch_chooses_as_its_requests_do_by_themselves(kernels: LibrarySampli
     found = batch.sample(logits)
     assert [isinstance(one, EngineError) for one in found] == [False, False, False, True, False]
     assert "gave the logit inf for token 9" in str(found[3])
+
+
+@pytest.mark.parametrize("with_mask", [(0,), (0, 1, 2, 3, 4), (2, 3)])
+def test_a_batch_with_masks_chooses_as_its_requests_do_by_themselves(
+    kernels: LibrarySampling, with_mask: tuple[int, ...]
+) -> None:
+    size, rng = 1000, np.random.default_rng(0)
+    requests = [
+        SamplingParams(temperature=0),
+        SamplingParams(seed=1),
+        SamplingParams(seed=2, top_p=0.9, frequency_penalty=0.5),
+        SamplingParams(seed=3, top_k=20, logprobs=True, top_logprobs=2),
+        SamplingParams(temperature=0, logit_bias={5: -100}),
+    ]
+    alone, members = ([Sampler(params, size, kernels) for params in requests] for _ in range(2))
+    batch = BatchSampler(members)
+    for step in range(20):
+        logits = (rng.standard_normal((len(requests), size)) * 4).astype(np.float32)
+        masks: list[TokenMask | None] = [None] * len(requests)
+        for row in with_mask if step % 2 else ():
+            masks[row] = new_mask(size)
+            masks[row][:] = rng.integers(-(2**31), 2**31, len(masks[row])).tolist()
+        expected = [sampler.sample(row, mask) for sampler, row, mask in zip(alone, logits, masks, strict=True)]
+        assert batch.sample(logits, masks if step % 2 else ()) == expected
+        for sampled, mask in zip(expected, masks, strict=True):
+            assert mask is None or mask[sampled.token // 32] >> sampled.token % 32 & 1
