@@ -14,7 +14,7 @@ _PATTERNS = [
         r"^.{2,5}$",
         r"^[!-~]+@[!-~]+$",
     ),
-    *(r"^v\d+\.\d+(\.\d+)?$", r"^#[0-9a-fA-F]{6}$", r"^(?:[a-c]x?)+$", r"é|ü", r"^\"quoted\"\\$", r"^$"),
+    *(r"^v\d+\.\d+(\.\d+)?$", r"^#[0-9a-fA-F]{6}$", r"^(?:[a-c]x?)+$", r"^(é|ü)+$", r"^\"quoted\"\\$", r"^$"),
 ]
 _FORMATS = ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "password"]
 _NAMES = ["id", "name", "größe", "a b", 'q"uote', "back\\slash", "日本", "x", "tags", "created_at", "nested", "$ref"]

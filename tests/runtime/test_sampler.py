@@ -353,6 +353,8 @@ def test_infinite_logits_of_forbidden_tokens_are_an_engine_error() -> None:
     logits[3] = math.inf
     with pytest.raises(EngineError, match="gave the logit nan for token 3"):
         Sampler(SamplingParams(logit_bias={3: -100}), LOGITS.size, KERNELS).sample(logits)
+    with pytest.raises(EngineError, match="gave the logit nan for token 3"):
+        Sampler(SamplingParams(), LOGITS.size, KERNELS).sample(logits, new_mask(LOGITS.size))
 
 
 def test_when_every_token_is_forbidden_there_is_nothing_to_choose() -> None:
