@@ -9,11 +9,10 @@ import click
 
 from ..runtime.errors import UsageError
 from .options import FILE_OR_FOLDER, refuse, threads_option
-from .values import read_names, read_size
+from .serve_options import server_options, settings_of
 
 if TYPE_CHECKING:
     from ..serve.server.engine import ServingEngine
-    from ..serve.server.settings import Settings
 
 # Keys of upstream's --overrides that are limits of the engine, by their name in EngineConfig.
 _ENGINE_OVERRIDES: dict[str, tuple[str, Callable[[str], float]]] = {
@@ -21,9 +20,6 @@ _ENGINE_OVERRIDES: dict[str, tuple[str, Callable[[str], float]]] = {
     "max_total_seq_length": ("max_total_sequence_length", int),
     "gpu_memory_utilization": ("gpu_memory_utilization", float),
 }
-
-
-_SECONDS = click.FloatRange(0, 86400)
 
 
 @click.command("serve", short_help="Serve a model over HTTP.", context_settings={"auto_envvar_prefix": "MLC_SERVE"})
@@ -37,51 +33,6 @@ _SECONDS = click.FloatRange(0, 86400)
     show_default=True,
     metavar="MODE",
     help="How much memory the KV cache gets: local, interactive (one user) or server.",
-)
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    metavar="PORT",
-    help="Port to listen on; 0 takes one that is free.",
-)
-@click.option("--api-key", metavar="KEY", help="Key that every path but /health asks for, as a bearer token.")
-@click.option("--allow-credentials", is_flag=True, help="Let web pages of the named origins send credentials.")
-@click.option(
-    "--allowed-origins",
-    "--allow-origins",
-    callback=read_names,
-    default='["*"]',
-    show_default=True,
-    metavar="JSON",
-    help="Origins of web pages that may call the server: a JSON list.",
-)
-@click.option(
-    "--allowed-methods",
-    "--allow-methods",
-    callback=read_names,
-    default='["*"]',
-    show_default=True,
-    metavar="JSON",
-    help="Methods that they may use: a JSON list.",
-)
-@click.option(
-    "--allowed-headers",
-    "--allow-headers",
-    callback=read_names,
-    default='["*"]',
-    show_default=True,
-    metavar="JSON",
-    help="Headers that they may send: a JSON list.",
-)
-@click.option(
-    "--allowed-hosts",
-    callback=read_names,
-    metavar="JSON",
-    help="Names that a Host header may have: a JSON list. Default: those of the loopback when it is what the "
-    "server listens on, else all.",
 )
 @click.option("--max-batch-size", type=click.IntRange(1), metavar="N", help="Sequences that run at a time.")
 @click.option(
@@ -102,11 +53,11 @@ _SECONDS = click.FloatRange(0, 86400)
 @click.option("--additional-models", multiple=True, metavar="MODEL", help="Draft models for speculative decoding.")
 @click.option(
     "--speculative-mode",
-    type=click.Choice(["disable", "small_draft", "eagle", "medusa"]),
-    default="disable",
+    type=click.Choice(["prompt_lookup", "disable", "small_draft", "eagle", "medusa"]),
+    default="prompt_lookup",
     show_default=True,
     metavar="MODE",
-    help="Speculative decoding: disable.",
+    help="Guessing tokens before they are computed: prompt_lookup (from the text so far, where it pays) or disable.",
 )
 @click.option(
     "--overrides",
@@ -114,41 +65,7 @@ _SECONDS = click.FloatRange(0, 86400)
     metavar="K=V;K=V",
     help="max_num_sequence, max_total_seq_length, gpu_memory_utilization, or what mlc compile takes.",
 )
-@click.option("--gateway", is_flag=True, help="Answer MLflow's gateway path too, by its contract; see docs/server.md.")
-@click.option("--enable-tracing", is_flag=True, help="Record a trace of every request.")
-@click.option("--enable-debug", is_flag=True, help="Serve /debug.")
-@click.option(
-    "--max-concurrent-requests",
-    type=click.IntRange(1, 100_000),
-    default=256,
-    show_default=True,
-    metavar="N",
-    help="Requests in the works at a time, waiting ones included; more get 429.",
-)
-@click.option(
-    "--max-body-size",
-    callback=read_size,
-    default="16M",
-    show_default=True,
-    metavar="BYTES",
-    help="Largest body of a request.",
-)
-@click.option(
-    "--max-header-size",
-    callback=read_size,
-    default="32K",
-    show_default=True,
-    metavar="BYTES",
-    help="Largest headers of a request.",
-)
-@click.option(
-    "--shutdown-timeout",
-    type=_SECONDS,
-    default=30,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long running answers may take to end after the first SIGTERM or Ctrl-C.",
-)
+@server_options
 @threads_option()
 def command(
     model: str, model_lib: Path | None, device: str, mode: str, host: str, port: int, overrides: str,
@@ -171,16 +88,18 @@ def command(
     limits: dict[str, Any] = {
         "max_num_sequence": max_batch_size,
         "max_total_sequence_length": max_total_seq_length,
+        "num_threads": threads,
+        "speculative_mode": flags["speculative_mode"],
         **engine_overrides,
     }
     from ..serve.server.run import listen, run, url
 
-    settings = _settings(model, host, flags)
+    settings = settings_of(model, host, flags)
     with listen(host, port) as listener:  # before loading: a port that is in use is known at once
         address = url(host, listener.getsockname()[1])
 
         def load() -> "ServingEngine":
-            return _load(model, model_lib, device, mode, compiled_with, {**limits, "num_threads": threads})
+            return _load(model, model_lib, device, mode, compiled_with, limits, flags["max_waiting"])
 
         def ready(engine: "ServingEngine") -> None:
             click.echo(_ready_line(model, engine, address))
@@ -194,7 +113,7 @@ def _refuse_unsupported(flags: dict[str, Any]) -> None:
     not_yet = "is not supported yet: leave it out"
     if flags["additional_models"]:
         raise refuse("--additional-models", " ".join(flags["additional_models"]), not_yet)
-    if flags["speculative_mode"] != "disable":
+    if flags["speculative_mode"] not in ("prompt_lookup", "disable"):
         raise refuse("--speculative-mode", flags["speculative_mode"], not_yet)
     if flags["prefix_cache_mode"] != "radix":
         raise refuse("--prefix-cache-mode", flags["prefix_cache_mode"], not_yet)
@@ -224,27 +143,8 @@ def split_overrides(overrides: str) -> tuple[dict[str, float], str]:
     return limits, ";".join(rest)
 
 
-def _settings(model: str, host: str, flags: dict[str, Any]) -> "Settings":
-    from ..serve.server.settings import CrossOrigin, Settings
-
-    return Settings(
-        host=host,
-        api_key=flags["api_key"],
-        cross_origin=CrossOrigin(
-            flags["allowed_origins"], flags["allowed_methods"], flags["allowed_headers"], flags["allow_credentials"]
-        ),
-        allowed_hosts=flags["allowed_hosts"],
-        model_name=model,
-        gateway=flags["gateway"],
-        max_body_bytes=flags["max_body_size"],
-        max_header_bytes=flags["max_header_size"],
-        max_concurrent_requests=flags["max_concurrent_requests"],
-        shutdown_timeout=flags["shutdown_timeout"],
-    )
-
-
 def _load(
-    model: str, model_lib: Path | None, device: str, mode: Any, overrides: str, limits: dict[str, Any]
+    model: str, model_lib: Path | None, device: str, mode: Any, overrides: str, limits: dict[str, Any], max_waiting: int
 ) -> "ServingEngine":
     """The engine, compiling MODEL first where it has to be. Raises UsageError, ModelFileError, EngineError."""
     from ..serve.async_engine import AsyncMLCEngine
@@ -260,6 +160,7 @@ def _load(
         model_lib=None if model_lib is None else str(model_lib),
         mode=mode,
         engine_config=EngineConfig(**{name: value for name, value in limits.items() if value is not None}),
+        max_waiting=max_waiting,
     )
 
 

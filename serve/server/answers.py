@@ -1,11 +1,11 @@
 """From a request to the response with its answer: events while it is made, or one JSON body with the whole of it."""
 
-import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -35,7 +35,7 @@ class JSONBody(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+        return to_json(content)
 
 
 async def answer(
@@ -51,6 +51,7 @@ async def answer(
     """
     service = service_of(http)
     service.check_model(request.model)
+    service.settings.limits.apply(request)
     request.model = None  # the engine has its own name for it
     chunks, model = complete(request), service.model_name
     if not request.stream:
@@ -70,7 +71,7 @@ async def _fold(chunks: AsyncGenerator[Chunk, None], folder: Folds[Chunk], watch
 
 def chunk_event(chunk: BaseModel, model: str, with_usage: bool) -> bytes:
     """The event of a chunk; the one with the usage is only sent `with_usage`, and then the others have it as null."""
-    fields = {**chunk.model_dump(mode="json"), "model": model}
+    fields = {**chunk.model_dump(), "model": model}
     if not with_usage:
         del fields["usage"]
         if not fields["choices"]:
@@ -83,7 +84,7 @@ def chunk_event(chunk: BaseModel, model: str, with_usage: bool) -> bytes:
 
 def response_object(response: BaseModel, model: str) -> dict[str, Any]:
     """The body of a whole answer; of what a message need not have, only what there is."""
-    fields = {**response.model_dump(mode="json"), "model": model}
+    fields = {**response.model_dump(), "model": model}
     for choice in fields["choices"]:
         if "message" in choice:
             choice["message"] = _without_nulls(choice["message"], keep=("content", "refusal"))

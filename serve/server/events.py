@@ -1,11 +1,11 @@
 """An answer as server-sent events. https://html.spec.whatwg.org/multipage/server-sent-events.html"""
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -23,7 +23,7 @@ _KEEP_ALIVE = b": keep-alive\n\n"
 
 def data_event(value: object) -> bytes:
     """An event that carries JSON."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: %b\n\n" % to_json(value)
 
 
 class EventStream(Response, Generic[Chunk]):

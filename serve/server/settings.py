@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from ...runtime.errors import UsageError
+from .limits import RequestLimits
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -33,6 +34,7 @@ class Settings:
       name of its own (DNS rebinding). None: the loopback's names on a loopback address, anything elsewhere.
     - model_name: what to call the model in answers. None: as the engine does.
     - gateway: answer MLflow's gateway path too.
+    - limits: what one request may ask for.
     - max_concurrent_requests: answers in the making, waiting ones included; more get 429.
     - keep_alive_interval: seconds without an event after which a stream gets a comment.
     - idle_timeout: seconds that a connection may be kept without a request.
@@ -46,6 +48,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] | None = None
     model_name: str | None = None
     gateway: bool = False
+    limits: RequestLimits = field(default_factory=RequestLimits)
     max_body_bytes: int = 16 << 20
     max_header_bytes: int = 32 << 10
     max_concurrent_requests: int = 256

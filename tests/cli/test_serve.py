@@ -210,10 +210,11 @@ def test_flags_can_be_environment_variables(
 def test_limits_and_names_reach_the_engine(start: Callable[..., Process]) -> None:
     server = start(
         "--max-batch-size", "2", "--overrides", "gpu_memory_utilization=0.5;max_total_seq_length=512", "--threads", "1",
+        "--max-waiting", "7", "--speculative-mode", "disable",
         MLC_TEST_LOAD="fail",
     )  # fmt: skip
     assert server.log_line() == (
         "loading dist/tiny EngineConfig(max_num_sequence=2, max_total_sequence_length=512, "
-        "gpu_memory_utilization=0.5, num_threads=1)\n"
+        "gpu_memory_utilization=0.5, num_threads=1, speculative_mode='disable') 7\n"
     )
     assert server.end()[0] == 1

@@ -16,7 +16,7 @@ from mlc_llm.runtime.errors import ModelFileError
 
 def load(folder: str, device: str, **options: Any) -> FakeEngine:
     how = os.environ.get("MLC_TEST_LOAD", "")
-    print("loading", folder, options["engine_config"], file=sys.stderr, flush=True)
+    print("loading", folder, options["engine_config"], options["max_waiting"], file=sys.stderr, flush=True)
     if how == "wait":
         sys.stdin.readline()
     elif how == "fail":

@@ -1,0 +1,159 @@
+"""The options of `mlc serve` that are the server's own, and the settings that they mean."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .values import read_names, read_size
+
+if TYPE_CHECKING:
+    from ..serve.server.settings import Settings
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_SECONDS = click.FloatRange(0, 86400)
+
+_OPTIONS = (
+    click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address to listen on."),
+    click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        default=8000,
+        show_default=True,
+        metavar="PORT",
+        help="Port to listen on; 0 takes one that is free.",
+    ),
+    click.option("--api-key", metavar="KEY", help="Key that every path but /health asks for, as a bearer token."),
+    click.option("--allow-credentials", is_flag=True, help="Let web pages of the named origins send credentials."),
+    click.option(
+        "--allowed-origins",
+        "--allow-origins",
+        callback=read_names,
+        default='["*"]',
+        show_default=True,
+        metavar="JSON",
+        help="Origins of web pages that may call the server: a JSON list.",
+    ),
+    click.option(
+        "--allowed-methods",
+        "--allow-methods",
+        callback=read_names,
+        default='["*"]',
+        show_default=True,
+        metavar="JSON",
+        help="Methods that they may use: a JSON list.",
+    ),
+    click.option(
+        "--allowed-headers",
+        "--allow-headers",
+        callback=read_names,
+        default='["*"]',
+        show_default=True,
+        metavar="JSON",
+        help="Headers that they may send: a JSON list.",
+    ),
+    click.option(
+        "--allowed-hosts",
+        callback=read_names,
+        metavar="JSON",
+        help="Names that a Host header may have: a JSON list. Default: those of the loopback when it is what the "
+        "server listens on, else all.",
+    ),
+    click.option(
+        "--gateway", is_flag=True, help="Answer MLflow's gateway path too, by its contract; see docs/server.md."
+    ),
+    click.option("--enable-tracing", is_flag=True, help="Record a trace of every request."),
+    click.option("--enable-debug", is_flag=True, help="Serve /debug."),
+    click.option(
+        "--max-concurrent-requests",
+        type=click.IntRange(1, 100_000),
+        default=256,
+        show_default=True,
+        metavar="N",
+        help="Requests in the works at a time, waiting ones included; more get 429.",
+    ),
+    click.option(
+        "--max-waiting",
+        type=click.IntRange(1, 100_000),
+        default=1024,
+        show_default=True,
+        metavar="N",
+        help="Answers that may wait for their turn; more get 503.",
+    ),
+    click.option(
+        "--max-choices",
+        type=click.IntRange(1, 128),
+        default=128,
+        show_default=True,
+        metavar="N",
+        help="Answers that one request may ask for: n for each of its prompts.",
+    ),
+    click.option(
+        "--max-output-tokens",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Tokens that an answer may have. Default: what the context holds.",
+    ),
+    click.option(
+        "--max-messages",
+        type=click.IntRange(1, 100_000),
+        default=4096,
+        show_default=True,
+        metavar="N",
+        help="Messages that a conversation may have.",
+    ),
+    click.option(
+        "--max-body-size",
+        callback=read_size,
+        default="16M",
+        show_default=True,
+        metavar="BYTES",
+        help="Largest body of a request.",
+    ),
+    click.option(
+        "--max-header-size",
+        callback=read_size,
+        default="32K",
+        show_default=True,
+        metavar="BYTES",
+        help="Largest headers of a request.",
+    ),
+    click.option(
+        "--shutdown-timeout",
+        type=_SECONDS,
+        default=30,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long running answers may take to end after the first SIGTERM or Ctrl-C.",
+    ),
+)
+
+
+def server_options(function: Function) -> Function:
+    """All of them."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def settings_of(model: str, host: str, flags: dict[str, Any]) -> "Settings":
+    """The settings that flags mean. Raises UsageError."""
+    from ..serve.server.limits import RequestLimits
+    from ..serve.server.settings import CrossOrigin, Settings
+
+    return Settings(
+        host=host,
+        api_key=flags["api_key"],
+        cross_origin=CrossOrigin(
+            flags["allowed_origins"], flags["allowed_methods"], flags["allowed_headers"], flags["allow_credentials"]
+        ),
+        allowed_hosts=flags["allowed_hosts"],
+        model_name=model,
+        gateway=flags["gateway"],
+        limits=RequestLimits(flags["max_choices"], flags["max_output_tokens"], flags["max_messages"]),
+        max_body_bytes=flags["max_body_size"],
+        max_header_bytes=flags["max_header_size"],
+        max_concurrent_requests=flags["max_concurrent_requests"],
+        shutdown_timeout=flags["shutdown_timeout"],
+    )
