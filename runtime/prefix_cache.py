@@ -7,15 +7,16 @@ longest time are given up when room is needed, the ends of texts before their be
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 from .model import Pages
 
 
 class _Node:
-    __slots__ = ("children", "key", "page", "parent")
+    __slots__ = ("children", "from_prompt", "key", "page", "parent")
 
-    def __init__(self, parent: "_Node | None", key: tuple[int, ...], page: int) -> None:
-        self.parent, self.key, self.page = parent, key, page
+    def __init__(self, parent: "_Node | None", key: tuple[int, ...], page: int, from_prompt: bool) -> None:
+        self.parent, self.key, self.page, self.from_prompt = parent, key, page, from_prompt
         self.children: dict[tuple[int, ...], _Node] = {}
 
 
@@ -24,7 +25,7 @@ class PrefixCache:
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
-        self._root = _Node(None, (), -1)
+        self._root = _Node(None, (), -1, True)
         # Least recently used first. A node is never used without its parents, which come after it: the first is a leaf.
         self._by_use: OrderedDict[_Node, None] = OrderedDict()
 
@@ -32,19 +33,30 @@ class PrefixCache:
         """How many pages are kept."""
         return len(self._by_use)
 
-    def find(self, tokens: Sequence[int]) -> list[int]:
-        """The pages that hold the longest known beginning of `tokens`."""
+    def find(self, tokens: Sequence[int], *, multiple: int = 1, from_prompts: bool = False) -> list[int]:
+        """The pages that hold the longest known beginning of `tokens`: a multiple of so many.
+
+        With `from_prompts` only those that were computed as parts of prompts, which rounds in other places than
+        decoding does.
+        """
         path = list(self._walk(tokens))
+        if from_prompts:
+            path = list(takewhile(lambda node: node.from_prompt, path))
+        del path[len(path) // multiple * multiple :]
         self._use(path)
         return [node.page for node in path]
 
-    def keep(self, tokens: Sequence[int], pages: Sequence[int]) -> None:
-        """Keep `pages`, which hold the beginning of `tokens`, each full; not those whose tokens are known already."""
+    def keep(self, tokens: Sequence[int], pages: Sequence[int], prompt_tokens: int) -> None:
+        """Keep `pages`, which hold the beginning of `tokens`, each full; not those whose tokens are known already.
+
+        The first `prompt_tokens` were computed as a prompt, the others by decoding.
+        """
         size = self._pages.page_size
         path = list(self._walk(tokens[: len(pages) * size]))
         parent = path[-1] if path else self._root
         for index in range(len(path), len(pages)):
-            node = _Node(parent, tuple(tokens[index * size : (index + 1) * size]), pages[index])
+            key = tuple(tokens[index * size : (index + 1) * size])
+            node = _Node(parent, key, pages[index], (index + 1) * size <= prompt_tokens)
             self._pages.hold((node.page,))
             parent.children[node.key] = node
             path.append(node)

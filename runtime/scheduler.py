@@ -39,6 +39,7 @@ MOST_GAP = 0.1  # seconds between two tokens of an answer that a prompt of anoth
 LONGEST_STEP = 0.5  # seconds
 MOST_UNREAD = 256  # events; an answer that nobody reads is not generated further
 _FEWEST_TOKENS = 16  # of a piece of a prompt
+_EXACT = 64  # tokens: prompts that are cut at multiples of it give the same numbers as whole ones
 _SCORED_AT_ONCE = 64  # tokens of a prompt: their logits take 4 bytes for each token of the vocabulary
 
 
@@ -63,6 +64,11 @@ class Job:
         # A pass that checks a guess rounds in other places: with a seed, answers must not depend on what is guessed.
         self.lookup = Lookup() if sampler.seed is None else None
         self.scores: list[TokenLogprob] | None = None  # of the prompt's tokens but the first, where they are asked for
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the answer must be the same to the last bit, whatever is known already or runs beside it."""
+        return self.lookup is None
 
     @property
     def is_scored(self) -> bool:
@@ -231,7 +237,7 @@ class Scheduler:
             job = self._waiting[0]
             if job is self._without_room:
                 return
-            pages = [] if job.is_scored else self._prefix_cache.find(job.tokens[:-1])
+            pages = self._known_pages(job)
             if any(self._computes_beginning_of(other, job, len(pages)) for other in self._prefilling):
                 return
             if self.num_running and not self._has_room(job, len(pages)):
@@ -246,7 +252,17 @@ class Scheduler:
                 job.cached_tokens, job.began = job.computed, self._now()
                 self.counters.prompt_tokens += job.prompt_tokens
                 self.counters.cached_tokens += job.cached_tokens
-            (self._decoding if job.computed and job.uncomputed == 1 else self._prefilling).append(job)
+            decodes = job.computed and job.uncomputed == 1 and not job.is_exact
+            (self._decoding if decodes else self._prefilling).append(job)
+
+    def _known_pages(self, job: Job) -> list[int]:
+        """The pages that an answer can begin with."""
+        if job.is_scored:
+            return []
+        tokens = job.tokens[:-1]
+        if not job.is_exact:
+            return self._prefix_cache.find(tokens)
+        return self._prefix_cache.find(tokens, multiple=_EXACT // self._model.pages.page_size or 1, from_prompts=True)
 
     def _has_room(self, job: Job, known_pages: int) -> bool:
         """Whether an answer fits beside the running ones; if not they would take turns to drop each other."""
@@ -273,7 +289,7 @@ class Scheduler:
 
     def _prefill(self, job: Job) -> None:
         """Compute a piece of a prompt, and the first token of the answer behind the last piece."""
-        count = self._piece() if job.scores is None else _SCORED_AT_ONCE
+        count = self._piece(job) if job.scores is None else _SCORED_AT_ONCE
         if job.uncomputed <= count * 5 // 4:  # no small rest
             count = min(job.uncomputed, self._model.prefill_chunk_size)
         begin = perf_counter()
@@ -309,10 +325,13 @@ class Scheduler:
         job.scores += [job.text.ranked(job.sampler.score(rows[i], token)) for i, token in enumerate(following)]
         return rows[-1]
 
-    def _piece(self) -> int:
+    def _piece(self, job: Job) -> int:
         """How many tokens of a prompt to compute at once."""
         seconds = MOST_GAP if any(map(_is_read, self._decoding)) else LONGEST_STEP
-        return max(_FEWEST_TOKENS, min(self._model.prefill_chunk_size, int(self._prefill_rate * seconds)))
+        count = min(self._model.prefill_chunk_size, int(self._prefill_rate * seconds))
+        if count < _EXACT and not job.is_exact:
+            return max(count, _FEWEST_TOKENS)
+        return max(count // _EXACT, 1) * _EXACT
 
     # Answers
 
@@ -483,7 +502,8 @@ class Scheduler:
 
     def _keep(self, job: Job) -> None:
         pages = self._pages_of(job)  # after a stop string more may be computed than there are tokens
-        self._prefix_cache.keep(job.tokens, pages[: len(job.tokens) // self._model.pages.page_size])
+        pages = pages[: len(job.tokens) // self._model.pages.page_size]
+        self._prefix_cache.keep(job.tokens, pages, job.prompt_tokens)
 
     def _pages_of(self, job: Job) -> list[int]:
         """Those that are full of computed tokens."""

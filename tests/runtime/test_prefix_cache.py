@@ -17,7 +17,7 @@ class Texts:
         self.pages = FakePages(pages)
         self.cache = PrefixCache(self.pages)
 
-    def begin(self, tokens: list[int]) -> int:
+    def begin(self, tokens: list[int], prompt_tokens: int = 1000) -> int:
         """A sequence with these tokens, which shares what is known."""
         found = self.cache.find(tokens)
         self.pages.hold(found)
@@ -25,7 +25,7 @@ class Texts:
         self.pages.sequences[sequence] = found
         self.pages.append(sequence, tokens[len(found) * PAGE :])
         assert self.pages.text(sequence) == tokens
-        self.cache.keep(tokens, self.pages.full_pages(sequence))
+        self.cache.keep(tokens, self.pages.full_pages(sequence), prompt_tokens)
         return sequence
 
     def end(self, sequence: int) -> None:
@@ -55,12 +55,21 @@ def test_texts_that_begin_alike_share_pages() -> None:
     assert len(texts.cache) == 5
 
 
+def test_what_was_decoded_can_be_left_out() -> None:
+    texts = Texts()
+    texts.end(texts.begin(TEXT[:24], prompt_tokens=15))
+    assert len(texts.cache.find(TEXT)) == 6
+    assert len(texts.cache.find(TEXT, from_prompts=True)) == 3
+    assert len(texts.cache.find(TEXT, multiple=4)) == 4
+    assert len(texts.cache.find(TEXT, multiple=2, from_prompts=True)) == 2
+
+
 def test_two_that_computed_the_same_keep_it_once() -> None:
     texts = Texts()
     texts.begin(TEXT[:8])
     texts.pages.sequences[1] = []
     texts.pages.append(1, TEXT[:12])
-    texts.cache.keep(TEXT[:12], texts.pages.full_pages(1))
+    texts.cache.keep(TEXT[:12], texts.pages.full_pages(1), 12)
     assert len(texts.cache) == 3
     texts.end(1)
     assert texts.known(TEXT[:12]) == 12

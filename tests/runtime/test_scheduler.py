@@ -90,7 +90,7 @@ def test_more_answers_than_sequences_take_turns(tokenizer: Any) -> None:
 
 
 def test_a_long_prompt_is_computed_between_the_tokens_of_others(tokenizer: Any) -> None:
-    bench = Bench(tokenizer, prefill_chunk_size=32)
+    bench = Bench(tokenizer, prefill_chunk_size=128)
     first = bench.submit([1, 2], 100)
     bench.scheduler.step()
     bench.scheduler._prefill_rate = 0  # as slow a machine as can be
@@ -98,7 +98,7 @@ def test_a_long_prompt_is_computed_between_the_tokens_of_others(tokenizer: Any) 
     bench.model.passes.clear()
     bench.scheduler.step()
     assert bench.model.passes == ["prefill", "decode"]
-    assert bench.model.computed[-2] == 16
+    assert bench.model.computed[-2] == 64
     bench.run()
     assert answer(first) == bench.alone([1, 2], 100)
 
@@ -116,13 +116,14 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(tokenizer: Any) -> None:
 
 def test_what_many_prompts_begin_with_is_computed_once(tokenizer: Any) -> None:
     bench = Bench(tokenizer, prefill_chunk_size=16, max_num_sequence=8)
-    shared = list(range(1, 41))
+    shared = list(range(1, 81))
     prompts = [[*shared, 100 + number] for number in range(6)]
-    jobs = [bench.submit(prompt) for prompt in prompts]
+    greedy: dict[str, Any] = {"seed": None, "temperature": 0.0}
+    jobs = [bench.submit(prompt, **greedy) for prompt in prompts]
     bench.run()
-    assert [answer(job) for job in jobs] == [bench.alone(prompt) for prompt in prompts]
-    assert [job.cached_tokens for job in jobs] == [0, 40, 40, 40, 40, 40]
-    assert bench.scheduler.counters.cached_tokens == 200
+    assert [answer(job) for job in jobs] == [bench.alone(prompt, **greedy) for prompt in prompts]
+    assert [job.cached_tokens for job in jobs] == [0, 80, 80, 80, 80, 80]
+    assert bench.scheduler.counters.cached_tokens == 400
 
 
 def test_an_answer_gives_its_pages_to_an_older_one_and_comes_back(tokenizer: Any) -> None:
@@ -253,8 +254,36 @@ def test_threads_that_wait_for_events_share_the_steps(tokenizer: Any) -> None:
 
 def test_pages_are_shared_with_the_text_of_an_answer(tokenizer: Any) -> None:
     bench = Bench(tokenizer)
-    first = bench.submit([1, 2, 3], 30)
+    first = bench.submit([1, 2, 3], 30, seed=None)
     bench.run()
-    second = bench.submit([*first.tokens, 4], 2)
+    second = bench.submit([*first.tokens, 4], 2, seed=None)
     bench.run()
     assert second.cached_tokens == (len(first.tokens) - 1) // PAGE * PAGE
+
+
+def test_with_a_seed_only_what_gives_the_same_bits_is_shared(tokenizer: Any) -> None:
+    """Prompts give the same numbers when they are cut at multiples of 64 tokens; decoding gives others."""
+    bench = Bench(tokenizer)
+    first = bench.submit([*range(1, 151)], 100, seed=1)
+    bench.run()
+    for seed, cached in ((1, 128), (None, 248)):
+        again = bench.submit([*first.tokens, 4], 2, seed=seed)
+        bench.run()
+        assert again.cached_tokens == cached
+
+
+def test_with_a_seed_prompts_are_cut_where_it_makes_no_difference(tokenizer: Any) -> None:
+    bench = Bench(tokenizer)
+    running = bench.submit([1], 400, seed=1)
+    bench.scheduler.step()
+    bench.scheduler._prefill_rate = 900
+    for _ in range(3):
+        bench.scheduler.forget()
+        bench.model.computed.clear()
+        bench.submit([*range(1, 250)], 1, seed=3)
+        while bench.scheduler.num_running + bench.scheduler.num_waiting > 1:
+            running.events.clear()
+            bench.scheduler.step()
+        pieces = [count for count in bench.model.computed if count > 1]
+        assert sum(pieces) == 249
+        assert all(count % 64 == 0 for count in pieces[:-1])

@@ -109,12 +109,12 @@ def test_a_whole_answer_is_its_stream(scripted: Any, fields: dict[str, Any]) -> 
 
 def test_several_turns_reuse_what_was_computed(scripted: Any) -> None:
     engine = scripted()
-    first = engine.chat.completions.create(messages=USER, max_tokens=12, seed=1, temperature=1.0)
+    first = engine.chat.completions.create(messages=USER, max_tokens=12, temperature=0.0)
     conversation = [*USER, {"role": "assistant", "content": text(first)}, {"role": "user", "content": "And?"}]
-    second = engine.chat.completions.create(messages=conversation, max_tokens=5)
+    second = engine.chat.completions.create(messages=conversation, max_tokens=5, temperature=0.0)
     assert first.usage.prompt_tokens_details.cached_tokens == 0
     assert second.usage.prompt_tokens_details.cached_tokens > first.usage.prompt_tokens - PAGE
-    again = scripted().chat.completions.create(messages=conversation, max_tokens=5)
+    again = scripted().chat.completions.create(messages=conversation, max_tokens=5, temperature=0.0)
     assert text(again) == text(second)
 
 
@@ -209,12 +209,12 @@ def test_after_terminate_everything_says_so(scripted: Any) -> None:
 
 def test_a_closed_stream_keeps_its_text_for_reuse(scripted: Any) -> None:
     engine = scripted()
-    stream = engine.chat.completions.create(messages=USER, stream=True, seed=1)
+    stream = engine.chat.completions.create(messages=USER, stream=True)
     for _ in range(4):
         next(stream)
     stream.close()
     assert not engine.fake.sequences
-    again = engine.chat.completions.create(messages=USER, seed=1, max_tokens=1)
+    again = engine.chat.completions.create(messages=USER, max_tokens=1)
     assert again.usage.prompt_tokens_details.cached_tokens == (again.usage.prompt_tokens - 1) // PAGE * PAGE
 
 

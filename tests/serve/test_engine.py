@@ -65,7 +65,7 @@ def test_an_answer_does_not_depend_on_what_was_asked_before(engine: MLCEngine) -
     ]
     cached = []
     for messages in conversations:
-        request = {"messages": messages, "max_tokens": 8, "temperature": 0.8, "seed": 4}
+        request = {"messages": messages, "max_tokens": 8, "temperature": 0}
         answer = engine.chat.completions.create(**request)
         with MLCEngine(str(tiny_model.built())) as fresh:
             expected = fresh.chat.completions.create(**request)
