@@ -6,7 +6,7 @@ https://platform.openai.com/docs/api-reference/chat. Request fields that the API
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 from ..runtime.errors import RequestError
 from .request import GenerationRequest, unsupported
@@ -23,6 +23,7 @@ class ChatCompletionRequest(GenerationRequest):
     max_completion_tokens: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
 
     def check(self) -> None:
@@ -84,15 +85,44 @@ class Usage(BaseModel):
     prompt_tokens_details: PromptTokensDetails
 
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
-class Message(BaseModel):
-    """The answer."""
+class _WithoutAbsent(BaseModel):
+    """What few answers have is left out of the others, as OpenAI does it, instead of being null."""
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = dump(self)
+        return {name: value for name, value in fields.items() if value is not None or name not in _MAY_BE_ABSENT}
+
+
+_MAY_BE_ABSENT = frozenset({"tool_calls", "reasoning_content", "id", "type", "function", "name", "arguments"})
+
+
+class FunctionCall(BaseModel):
+    """The function that a call is of. `arguments` is the JSON text that the model wrote; it may be cut off."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """A call of a tool, which the next request answers with a tool message of the same id."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(_WithoutAbsent):
+    """The answer. `content` is null where it is calls alone; `reasoning_content` is what the model thought before."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class Choice(BaseModel):
@@ -115,11 +145,29 @@ class ChatCompletionResponse(BaseModel):
     usage: Usage
 
 
-class Delta(BaseModel):
+class FunctionCallDelta(_WithoutAbsent):
+    """A piece of a call: its name comes first, then the JSON text of its arguments in parts."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallDelta(_WithoutAbsent):
+    """A piece of the call that is number `index` of the answer; only the first one has an id and a type."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionCallDelta | None = None
+
+
+class Delta(_WithoutAbsent):
     """A piece of the answer; the first one says whose it is."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class StreamChoice(BaseModel):

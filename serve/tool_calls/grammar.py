@@ -32,9 +32,10 @@ def calls_grammar(
 
     With `tool_choice` "required" the answer is calls of any of the tools, with a named tool one call of it. With "auto"
     (or None) it is free unless a tool is `strict`: then it may be text, and what begins as a call becomes a valid one.
-    `tokens` are the ids of those of the format's `tokens` (and of the reasoning's marks) that are one added token in the
-    model's vocabulary. Where the model reasons, with the marks of `reasoning`, it may do so first; `reasoning_open` says
-    that the prompt has opened the section already.
+
+    `tokens` are the ids of those of the format's `tokens`, and of the marks of `reasoning`, that are one added token in
+    the model's vocabulary. A model that reasons may do so first; `reasoning_open` says that the prompt has opened the
+    section already.
     """
     functions = [tool["function"] for tool in tools]
     free = tool_choice in (None, "auto")
@@ -125,7 +126,7 @@ class _Grammar:
         return f"call_{index}"
 
     def _keywords(self, index: int, schema: dict[str, Any]) -> str:
-        """Keyword arguments, in the order of the schema; as `**{...}` where keywords cannot say what the schema does."""
+        """Keyword arguments, in the order of the schema; `**{...}` where keywords cannot say what the schema does."""
         properties = schema.get("properties")
         said = {"type", "properties", "required", "additionalProperties", "description", "title", "$defs", "x-guidance"}
         simple = isinstance(properties, dict) and set(schema) <= said and schema.get("additionalProperties") is False

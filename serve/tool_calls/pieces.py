@@ -1,4 +1,4 @@
-"""What a stream of generated text is taken apart into: content, and calls of tools."""
+"""What a stream of generated text is taken apart into: reasoning, content, and calls of tools."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,13 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class ContentPiece:
     """More of the answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ReasoningPiece:
+    """More of what the model thinks before it answers."""
 
     text: str
 
@@ -33,4 +40,4 @@ class CallEnd:
     index: int
 
 
-Piece = ContentPiece | CallStart | CallArguments | CallEnd
+Piece = ContentPiece | ReasoningPiece | CallStart | CallArguments | CallEnd
