@@ -91,8 +91,9 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 class _WithoutAbsent(BaseModel):
     """What few answers have is left out of the others, as OpenAI does it, instead of being null."""
 
+    # With a return type, that would stand in the JSON schema in place of the fields.
     @model_serializer(mode="wrap")
-    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _dump(self, dump: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
         fields: dict[str, Any] = dump(self)
         return {name: value for name, value in fields.items() if value is not None or name not in _MAY_BE_ABSENT}
 

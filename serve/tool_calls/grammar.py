@@ -6,22 +6,28 @@ again by `ToolCallParser` into calls of the given tools, with arguments that the
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ...runtime.errors import RequestError
 from .formats import ToolFormat, is_keyword
 from .reasoning import ReasoningMarks
 
 _ANY = "ANY: /(?s:.*)/"
 _SOME = "SOME: /(?s:.+)/"
-# JSON as chat templates print it; with free white space, a small model may write nothing else.
-_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# Keywords of a schema that keyword arguments can express.
+_KEYWORD_SCHEMA = {"type", "properties", "required", "additionalProperties", "description", "title", "$defs", "$schema"}
+
+# (schema, strict, name of the request's field) -> the JSON that the schema describes, as a term of a grammar; raises
+# RequestError for a schema that cannot be used
+JsonTerm = Callable[[Any, bool, str], str]
 
 
 def calls_grammar(
     form: ToolFormat,
     tools: Sequence[Mapping[str, Any]],
     tool_choice: str | Mapping[str, Any] | None,
+    json_term: JsonTerm,
     *,
     parallel: bool = True,
     tokens: Mapping[str, int] | None = None,
@@ -33,26 +39,73 @@ def calls_grammar(
     With `tool_choice` "required" the answer is calls of any of the tools, with a named tool one call of it. With "auto"
     (or None) it is free unless a tool is `strict`: then it may be text, and what begins as a call becomes a valid one.
 
-    `tokens` are the ids of those of the format's `tokens`, and of the marks of `reasoning`, that are one added token in
+    `tokens` are the ids of those of the format's `tokens`, and of the marks of `reasoning`, that are special tokens in
     the model's vocabulary. A model that reasons may do so first; `reasoning_open` says that the prompt has opened the
     section already.
+
+    Raises RequestError for the schema of a strict tool that `json_term` refuses; the arguments of other tools may then
+    be any object.
     """
-    functions = [tool["function"] for tool in tools]
+    functions = [_Function(index, tool["function"], json_term) for index, tool in enumerate(tools)]
     free = tool_choice in (None, "auto")
-    if tool_choice == "none" or not functions or (free and not any(f.get("strict") for f in functions)):
+    if tool_choice == "none" or not functions or (free and not any(function.strict for function in functions)):
         return None
     if isinstance(tool_choice, Mapping):
-        functions = [f for f in functions if f["name"] == tool_choice["function"]["name"]]
+        functions = [function for function in functions if function.name == tool_choice["function"]["name"]]
         parallel = False
     grammar = _Grammar(form, functions, tokens or {})
     answer = grammar.free_answer(parallel) if free else grammar.forced_answer(parallel)
     return grammar.text(answer, reasoning, reasoning_open)
 
 
+class _Function:
+    """A function of the request, with its arguments as terms of a grammar."""
+
+    def __init__(self, index: int, function: Mapping[str, Any], json_term: JsonTerm) -> None:
+        self.index = index
+        self.name: str = function["name"]
+        self.strict = bool(function.get("strict"))
+        self._json_term = json_term
+        schema = dict(function.get("parameters") or {"properties": {}})
+        schema.setdefault("type", "object")
+        if "properties" in schema:
+            schema.setdefault("additionalProperties", False)
+        self._schema = schema
+
+    def arguments(self) -> str:
+        """The arguments as one JSON object."""
+        return self._term(self._schema, {"type": "object"})
+
+    def keywords(self) -> dict[str, tuple[str, bool]] | None:
+        """Of each keyword its value and whether it is required; None where keywords cannot say what the schema does."""
+        properties, required = self._schema.get("properties"), self._schema.get("required", [])
+        if set(self._schema) - _KEYWORD_SCHEMA or self._schema.get("additionalProperties") is not False:
+            return None
+        if not isinstance(properties, dict) or not all(map(is_keyword, [*properties, *required])):
+            return None
+        if not isinstance(required, list) or set(required) - set(properties):
+            return None
+        shared = {"$defs": self._schema["$defs"]} if "$defs" in self._schema else {}
+        found = {}
+        for name, inner in properties.items():
+            schema = {**inner, **shared} if isinstance(inner, dict) else inner
+            found[name] = (self._term(schema, {}), name in required)
+        return found
+
+    def _term(self, schema: Any, otherwise: Any) -> str:
+        param = f"tools[{self.index}].function.parameters"
+        try:
+            return self._json_term(schema, self.strict, param)
+        except RequestError:
+            if self.strict:
+                raise
+            return self._json_term(otherwise, False, param)
+
+
 class _Grammar:
     """Rules under construction."""
 
-    def __init__(self, form: ToolFormat, functions: list[Mapping[str, Any]], tokens: Mapping[str, int]) -> None:
+    def __init__(self, form: ToolFormat, functions: list[_Function], tokens: Mapping[str, int]) -> None:
         self._form = form
         self._functions = functions
         self._tokens = tokens
@@ -75,7 +128,7 @@ class _Grammar:
         """Text and calls; the calls begin where the text comes to their mark."""
         form = self._form
         if form.bare:
-            names = "|".join(re.escape(function["name"]) for function in self._functions)
+            names = "|".join(re.escape(function.name) for function in self._functions)
             call = rf"\s*([{{\[](?s:.*)|({names})\((?s:.*))"
             self._rules["PROSE"] = f"ANY & ~/{_in_regex(call)}/"
             return f"PROSE | {self.forced_answer(parallel)}"
@@ -108,45 +161,35 @@ class _Grammar:
     def _any_call(self, call: str) -> str:
         """One call of any function, with the texts of `call` around name and arguments."""
         if "any_call" not in self._rules:
-            names = [self._call(call, index, function) for index, function in enumerate(self._functions)]
-            self._rules["any_call"] = " | ".join(names)
+            self._rules["any_call"] = " | ".join(self._call(call, function) for function in self._functions)
         return "any_call"
 
-    def _call(self, call: str, index: int, function: Mapping[str, Any]) -> str:
+    def _call(self, call: str, function: _Function) -> str:
         atoms = []
         for part in re.split(r"(%\w+%)", call):
             if part == "%arguments%":
-                atoms.append(f"%json {_schema_text(_parameters(function))}")
+                atoms.append(function.arguments())
             elif part == "%keywords%":
-                atoms.append(self._keywords(index, _parameters(function)))
+                atoms.append(self._keywords(function))
             else:
-                atoms.append(self._literal(part.replace("%name%", function["name"])))
-        # A name is known only at its end, so that names may begin alike.
-        self._rules[f"call_{index}"] = " ".join(atoms)
-        return f"call_{index}"
+                atoms.append(self._literal(part.replace("%name%", function.name)))
+        self._rules[f"call_{function.index}"] = " ".join(atoms)
+        return f"call_{function.index}"
 
-    def _keywords(self, index: int, schema: dict[str, Any]) -> str:
-        """Keyword arguments, in the order of the schema; `**{...}` where keywords cannot say what the schema does."""
-        properties = schema.get("properties")
-        said = {"type", "properties", "required", "additionalProperties", "description", "title", "$defs", "x-guidance"}
-        simple = isinstance(properties, dict) and set(schema) <= said and schema.get("additionalProperties") is False
-        required = schema.get("required", [])
-        if not simple or not isinstance(properties, dict) or not all(map(is_keyword, properties)):
-            return f'"**" %json {_schema_text(schema)}'
-        if not all(name in properties for name in required):
-            return f'"**" %json {_schema_text(schema)}'
-        shared = {key: schema[key] for key in ("$defs", "x-guidance") if key in schema}
+    def _keywords(self, function: _Function) -> str:
+        """Keyword arguments in the order of the schema."""
+        keywords = function.keywords()
+        if keywords is None:
+            return f'"**" {function.arguments()}'
         # first_i is what may follow when nothing stands before the i-th keyword, next_i when something does.
-        first, following = '""', '""'
-        for place, (name, inner) in reversed(list(enumerate(properties.items()))):
-            rule = f"keyword_{index}_{place}"
-            value = {**inner, **shared} if isinstance(inner, dict) else inner
-            self._rules[rule] = f"{json.dumps(name + '=')} %json {_schema_text(value)}"
-            this_first = f"{rule} {following}" + ("" if name in required else f" | {first}")
-            this_next = f'(", " {rule}){"" if name in required else "?"} {following}'
-            self._rules[f"first_{index}_{place}"] = this_first
-            self._rules[f"next_{index}_{place}"] = this_next
-            first, following = f"first_{index}_{place}", f"next_{index}_{place}"
+        first = following = '""'
+        for place, (name, (value, required)) in reversed(list(enumerate(keywords.items()))):
+            keyword = f"keyword_{function.index}_{place}"
+            self._rules[keyword] = f"{json.dumps(name + '=')} {value}"
+            this_first = f"{keyword} {following}" + ("" if required else f" | {first}")
+            this_next = f'(", " {keyword}){"" if required else "?"} {following}'
+            first, following = f"first_{function.index}_{place}", f"next_{function.index}_{place}"
+            self._rules.update({first: this_first, following: this_next})
         return first
 
     def _literal(self, text: str) -> str:
@@ -164,23 +207,6 @@ class _Grammar:
             elif part:
                 atoms.append(json.dumps(part, ensure_ascii=False))
         return " ".join(atoms)
-
-
-def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a function's arguments, an object's whatever was left out.
-
-    Unless the function is strict, keywords that the grammar cannot express are let go; strict ones are refused.
-    """
-    schema = dict(function.get("parameters") or {"properties": {}})
-    schema.setdefault("type", "object")
-    if "properties" in schema:
-        schema.setdefault("additionalProperties", False)
-    loose = {} if function.get("strict") else {"lenient": True, "coerce_one_of": True}
-    return {**schema, "x-guidance": {**_SPACING, **loose}}
-
-
-def _schema_text(schema: object) -> str:
-    return json.dumps(schema, ensure_ascii=False)
 
 
 def _in_regex(pattern: str) -> str:

@@ -1,32 +1,23 @@
 """Takes an answer apart into content and calls of tools while it is generated."""
 
 import re
-from collections.abc import Generator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .formats import Mark, ToolFormat
 from .json_call import JsonCallReader
 from .pieces import CallArguments, CallEnd, CallStart, ContentPiece, Piece
 from .python_reader import PythonReader
-from .reasoning import overlap
+from .text_steps import MAX_SPACE, EndOfTextError, Steps, TextSteps, overlap
 
 MAX_HELD = 64 << 10  # characters of what may become a call; what stays open for longer than that is content
-_MAX_HEADER = 512  # characters between a mark and the arguments
-_MAX_SPACE = 256  # white space around calls that is not content
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _MISTRAL_HEADER = re.compile(r"\s*([a-zA-Z0-9_-]{1,64})\s*(?:\[CALL_ID\][^\[\]{}]*)?(?:\[ARGS\])?\s*")
 _DEEPSEEK_HEADER = re.compile(r"\s*([a-zA-Z0-9_-]{1,64})\s*(?:\n\s*(?:```(?:json)?)?\s*)?")
 _SEP, _CALL, _CALL_END, _CALLS_END = (f"<｜tool▁{word}｜>" for word in ("sep", "call▁begin", "call▁end", "calls▁end"))
 
-_T = TypeVar("_T")
-_Steps = Generator[None, None, _T]  # suspended wherever more text is needed
 
-
-class _EndOfTextError(Exception):
-    """More text is needed, and there is none."""
-
-
-class ToolCallParser:
+class ToolCallParser(TextSteps):
     """Finds the calls in one answer. However its text is split, the pieces add up to the same.
 
     What looks like a call and is none becomes content, with nothing lost; white space around calls is dropped. The
@@ -36,15 +27,13 @@ class ToolCallParser:
 
     def __init__(self, form: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> None:
         """`tools` are the tools of the request, as OpenAI has them."""
+        super().__init__()
         self._form = form
         self._parameters = {tool["function"]["name"]: _parameter_names(tool["function"]) for tool in tools}
-        self._text = ""  # not read yet
-        self._held = ""  # read, but neither content nor part of a call yet
         self._pieces: list[Piece] = []
         self._calls = 0  # that have begun
         self._in_call = False
         self._closing = False  # what is held has been read as the end of calls
-        self._final = False
         self._steps = self._answer()
         next(self._steps)
 
@@ -60,7 +49,7 @@ class ToolCallParser:
         self._final = True
         try:
             next(self._steps)
-        except _EndOfTextError:
+        except EndOfTextError:
             rest, self._held, self._text = self._held + self._text, "", ""
             if self._in_call:
                 self._add_arguments(rest)
@@ -71,7 +60,7 @@ class ToolCallParser:
 
     # The answer as a whole: content, calls, content, ...
 
-    def _answer(self) -> _Steps[None]:
+    def _answer(self) -> Steps[None]:
         if self._form.bare:
             yield from self._hold_space()
             if (yield from self._bare_call_begins()):
@@ -85,12 +74,12 @@ class ToolCallParser:
             mark = yield from self._content_until_mark()
             yield from self._calls_behind(mark)
 
-    def _content_until_mark(self) -> _Steps[Mark]:
+    def _content_until_mark(self) -> Steps[Mark]:
         """Let content through up to a mark, which is held with the white space before it."""
         while True:
             found = self._first_mark()
             end = found[0] if found else len(self._text) - self._begun_mark()
-            space = self._text[max(0, end - _MAX_SPACE) : end]
+            space = self._text[max(0, end - MAX_SPACE) : end]
             end -= len(space) - len(space.rstrip())
             self._add_content(self._text[:end])
             self._text = self._text[end:]
@@ -107,11 +96,11 @@ class ToolCallParser:
         """How many characters at the end of the text may be the beginning of a mark."""
         return max((overlap(self._text, mark.open) for mark in self._form.marks), default=0)
 
-    def _bare_call_begins(self) -> _Steps[bool]:
+    def _bare_call_begins(self) -> Steps[bool]:
         first = yield from self._peek()
         return first == "{" or (self._form.python and (first == "[" or (yield from self._known_name_follows())))
 
-    def _known_name_follows(self) -> _Steps[bool]:
+    def _known_name_follows(self) -> Steps[bool]:
         """Whether a call of one of the tools follows, in Python."""
         while not self._text or (_NAME.fullmatch(self._text) and self._begins_a_name(self._text)):
             yield from self._more()
@@ -123,7 +112,7 @@ class ToolCallParser:
 
     # Calls behind a mark. Text that is no call is left in `_held`.
 
-    def _calls_behind(self, mark: Mark) -> _Steps[None]:
+    def _calls_behind(self, mark: Mark) -> Steps[None]:
         before = self._calls
         if mark.body == "deepseek":
             yield from self._deepseek_calls(mark)
@@ -134,16 +123,16 @@ class ToolCallParser:
             if mark.close is not None:
                 yield from self._close(mark.close)
 
-    def _close(self, close: str) -> _Steps[None]:
+    def _close(self, close: str) -> Steps[None]:
         self._closing = True
-        while len(self._held) < _MAX_SPACE and (yield from self._peek()) in " \t\r\n}":  # models repeat braces
+        while len(self._held) < MAX_SPACE and (yield from self._peek()) in " \t\r\n}":  # models repeat braces
             self._take(1)
         if (yield from self._accept(close)):
             self._held = ""
         self._put_back(len(self._held))
         self._closing = False
 
-    def _any_calls(self, mark: Mark) -> _Steps[None]:
+    def _any_calls(self, mark: Mark) -> Steps[None]:
         yield from self._hold_space()
         first = yield from self._peek()
         if first == "{":
@@ -158,18 +147,18 @@ class ToolCallParser:
                 self._take(len(header))
                 yield from self._json_call(mark, found[1])
 
-    def _json_calls(self, mark: Mark) -> _Steps[None]:
+    def _json_calls(self, mark: Mark) -> Steps[None]:
         """Objects one after another; Llama's models put semicolons between them."""
         while (yield from self._json_call(mark)):
             self._closing = True
-            while len(self._held) < _MAX_SPACE and (yield from self._peek()) in " \t\r\n;,":
+            while len(self._held) < MAX_SPACE and (yield from self._peek()) in " \t\r\n;,":
                 self._take(1)
             another = (yield from self._peek()) == "{"
             self._closing = False
             if not another:
                 return
 
-    def _json_list(self, mark: Mark) -> _Steps[None]:
+    def _json_list(self, mark: Mark) -> Steps[None]:
         self._take(1)
         yield from self._hold_space()
         while (yield from self._json_call(mark)):
@@ -185,7 +174,7 @@ class ToolCallParser:
             self._closing = False
             return
 
-    def _json_call(self, mark: Mark, name: str | None = None) -> _Steps[bool]:
+    def _json_call(self, mark: Mark, name: str | None = None) -> Steps[bool]:
         """One object, or the arguments alone of the call of `name`. Returns whether it was a call."""
         reader = JsonCallReader(name)
         closed = False
@@ -212,7 +201,7 @@ class ToolCallParser:
                 self._put_back(len(reader.rest))
                 return False
 
-    def _broken_arguments(self, close: str | None) -> _Steps[None]:
+    def _broken_arguments(self, close: str | None) -> Steps[None]:
         """The model went on with what is not JSON: what it wrote, up to where the call is closed."""
         while True:
             place = -1 if close is None else self._text.find(close)
@@ -224,18 +213,18 @@ class ToolCallParser:
                 return
             yield from self._more()
 
-    def _python_calls(self, mark: Mark) -> _Steps[None]:
+    def _python_calls(self, mark: Mark) -> Steps[None]:
         """A list of calls, or calls one after another."""
         while (yield from self._python_call_or_list(mark)):
             self._closing = True
-            while len(self._held) < _MAX_SPACE and (yield from self._peek()) in " \t\r\n;,":
+            while len(self._held) < MAX_SPACE and (yield from self._peek()) in " \t\r\n;,":
                 self._take(1)
             another = yield from self._known_name_follows()
             self._closing = False
             if not another:
                 return
 
-    def _python_call_or_list(self, mark: Mark) -> _Steps[bool]:
+    def _python_call_or_list(self, mark: Mark) -> Steps[bool]:
         reader = PythonReader(self._parameters)
         while True:
             kind, name, arguments = reader.next()
@@ -255,7 +244,7 @@ class ToolCallParser:
                 self._put_back(len(reader.rest))
                 return False
 
-    def _deepseek_calls(self, mark: Mark) -> _Steps[None]:
+    def _deepseek_calls(self, mark: Mark) -> Steps[None]:
         """`function<sep>name`, JSON in a fence; or since V3.1 `name<sep>` and JSON."""
         if mark.open != _CALL:
             yield from self._hold_space()
@@ -279,6 +268,22 @@ class ToolCallParser:
             self._closing = False
             if not another:
                 return
+
+    def _feed(self, reader: JsonCallReader | PythonReader, hold: bool) -> Steps[bool]:
+        """Give a reader more text; False where too much of it would be held."""
+        if hold and len(self._held) >= MAX_HELD:
+            return False
+        while not self._text:
+            if self._final and self._in_call:
+                self._held = reader.rest
+            yield from self._more()
+        text = self._text[: MAX_HELD - len(self._held)] if hold else self._text
+        reader.put(text)
+        if hold:
+            self._take(len(text))
+        else:
+            self._text = ""
+        return True
 
     # Pieces
 
@@ -316,74 +321,6 @@ class ToolCallParser:
                 joined.append(piece)
         self._pieces = []
         return joined
-
-    # Text
-
-    def _more(self) -> _Steps[None]:
-        if self._final:
-            raise _EndOfTextError
-        yield
-
-    def _take(self, count: int) -> None:
-        """Read characters, which are held until it is known what they are."""
-        self._held += self._text[:count]
-        self._text = self._text[count:]
-
-    def _put_back(self, count: int) -> None:
-        """The last characters that are held have not been read."""
-        if count:
-            self._text = self._held[-count:] + self._text
-            self._held = self._held[:-count]
-
-    def _feed(self, reader: JsonCallReader | PythonReader, hold: bool) -> _Steps[bool]:
-        """Give a reader more text; False where too much of it would be held."""
-        if hold and len(self._held) >= MAX_HELD:
-            return False
-        while not self._text:
-            if self._final and self._in_call:
-                self._held = reader.rest
-            yield from self._more()
-        text = self._text[: MAX_HELD - len(self._held)] if hold else self._text
-        reader.put(text)
-        if hold:
-            self._take(len(text))
-        else:
-            self._text = ""
-        return True
-
-    def _peek(self) -> _Steps[str]:
-        while not self._text:
-            yield from self._more()
-        return self._text[0]
-
-    def _peek_inside(self) -> _Steps[str]:
-        """The first character behind a bracket that is no white space."""
-        while not (inside := self._text[1:_MAX_SPACE].lstrip()) and len(self._text) < _MAX_SPACE:
-            yield from self._more()
-        return inside[:1]
-
-    def _hold_space(self) -> _Steps[None]:
-        while len(self._held) < _MAX_SPACE and (yield from self._peek()).isspace():
-            self._take(1)
-
-    def _drop_space(self) -> _Steps[None]:
-        while (yield from self._peek()).isspace():
-            self._text = self._text.lstrip()
-
-    def _accept(self, literal: str) -> _Steps[bool]:
-        """Read a text where it is what follows."""
-        while len(self._text) < len(literal) and literal.startswith(self._text):
-            yield from self._more()
-        if not self._text.startswith(literal):
-            return False
-        self._take(len(literal))
-        return True
-
-    def _until(self, literal: str) -> _Steps[str | None]:
-        """What stands before a text; None where that is too long."""
-        while (place := self._text.find(literal)) < 0 and len(self._text) <= _MAX_HEADER + len(literal):
-            yield from self._more()
-        return self._text[:place] if 0 <= place <= _MAX_HEADER else None
 
 
 def _parameter_names(function: Mapping[str, Any]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ _TOKEN = re.compile(
         |\"(?!\"\")[^\"\\]*(?:\\.[^\"\\]*)*\"
         |'(?!'')[^'\\]*(?:\\.[^'\\]*)*'))
   | (?P<number>[-+]?\.?[0-9](?:[eE][-+]|[0-9a-zA-Z_.])*)
-  | (?P<name>[A-Za-z_][A-Za-z0-9_.-]*)
+  | (?P<name>[A-Za-z_][A-Za-z0-9_.-]*(?![A-Za-z0-9_.\-"']))
   | (?P<mark>\*\*|[()\[\]{},:=])
     )""",
     re.VERBOSE | re.DOTALL,
@@ -208,7 +208,7 @@ class PythonReader:
 
 
 def _string(token: str) -> str:
-    """What a string token says: by JSON's rules where it is JSON; Python reads `\/` and surrogate pairs otherwise."""
+    """What a string token says: by JSON's rules where it is JSON; Python reads some escapes otherwise."""
     value = _json_string(token) if token.startswith('"') else None
     if value is None:
         raw = token[0] in "rR"

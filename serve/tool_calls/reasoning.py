@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from .text_steps import MAX_SPACE, overlap
+
 
 @dataclass(frozen=True)
 class ReasoningMarks:
@@ -21,7 +23,6 @@ KNOWN_MARKS = (
     ReasoningMarks("<seed:think>", "</seed:think>"),  # Seed-OSS
     ReasoningMarks("<reasoning>", "</reasoning>"),
 )
-_MAX_SPACE = 256  # white space around the section that belongs to neither side
 
 
 def find_reasoning_marks(chat_template: str | None = None, conv_template: str | None = None) -> ReasoningMarks | None:
@@ -79,7 +80,7 @@ class ReasoningSplitter:
 
     def _look_for_open(self) -> None:
         begun = self._text.lstrip()
-        if len(self._text) - len(begun) > _MAX_SPACE or not begun.startswith(self._marks.open[: len(begun)]):
+        if len(self._text) - len(begun) > MAX_SPACE or not begun.startswith(self._marks.open[: len(begun)]):
             self._state = "content"
         elif begun.startswith(self._marks.open):
             self._state, self._text = "opened", begun[len(self._marks.open) :]
@@ -93,15 +94,9 @@ class ReasoningSplitter:
         """The reasoning up to its closing mark, without the white space before that."""
         place = self._text.find(self._marks.close)
         end = place if place >= 0 else len(self._text) - overlap(self._text, self._marks.close)
-        space = self._text[max(0, end - _MAX_SPACE) : end]
+        space = self._text[max(0, end - MAX_SPACE) : end]
         end -= len(space) - len(space.rstrip())
         reasoning, self._text = self._text[:end], self._text[end:]
         if place >= 0:
             self._state, self._text = "closed", self._text[place - end + len(self._marks.close) :]
         return reasoning
-
-
-def overlap(text: str, literal: str) -> int:
-    """The length of the longest end of `text` that is a beginning of `literal`, but not all of it."""
-    longest = min(len(text), len(literal) - 1)
-    return next((length for length in range(longest, 0, -1) if literal.startswith(text[-length:])), 0)

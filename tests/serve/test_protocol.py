@@ -1,13 +1,24 @@
 """Requests are read strictly: what is wrong, unknown or not supported is refused by the name of its field."""
 
+import json
 from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletionMessage
+from openai.types.chat.chat_completion_chunk import ChoiceDelta
 
 from mlc_llm.runtime.artifact import ChatConfig
 from mlc_llm.runtime.errors import RequestError
 from mlc_llm.runtime.sampling_params import SamplingParams
-from mlc_llm.serve.protocol import ChatCompletionRequest
+from mlc_llm.serve.protocol import (
+    ChatCompletionRequest,
+    Delta,
+    FunctionCall,
+    FunctionCallDelta,
+    Message,
+    ToolCall,
+    ToolCallDelta,
+)
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 CONFIG = ChatConfig(
@@ -145,3 +156,23 @@ def test_values_that_change_nothing_are_fine() -> None:
 def test_stream_options_need_a_stream() -> None:
     assert parse(stream=True, stream_options={"include_usage": True}).stream_options is not None
     assert refusal(stream_options={"include_usage": True}).param == "stream_options"
+
+
+def test_answers_with_calls_and_reasoning_are_openai_s() -> None:
+    call = ToolCall(id="call_1", function=FunctionCall(name="f", arguments="{}"))
+    message = Message(content=None, reasoning_content="hm", tool_calls=[call])
+    dumped = ChatCompletionMessage.model_validate(message.model_dump(), strict=True)
+    assert dumped.tool_calls is not None
+    assert dumped.tool_calls[0].model_dump() == call.model_dump()
+    assert message.model_dump()["reasoning_content"] == "hm"
+    delta = Delta(
+        tool_calls=[ToolCallDelta(index=0, id="call_1", type="function", function=FunctionCallDelta(name="f"))]
+    )
+    ChoiceDelta.model_validate(delta.model_dump(), strict=True)
+    more = Delta(tool_calls=[ToolCallDelta(index=0, function=FunctionCallDelta(arguments='{"a'))])
+    assert more.model_dump()["tool_calls"] == [{"index": 0, "function": {"arguments": '{"a'}}]
+
+
+def test_what_an_answer_does_not_have_is_absent() -> None:
+    assert set(Message(content="Hi").model_dump()) == {"role", "content", "refusal"}
+    assert json.loads(Delta(content="Hi").model_dump_json()) == {"role": None, "content": "Hi"}
