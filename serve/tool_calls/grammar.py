@@ -74,7 +74,7 @@ class _Function:
 
     def arguments(self) -> str:
         """The arguments as one JSON object."""
-        return self._term(self._schema, {"type": "object"})
+        return self._term(self._schema, {"type": "object"}, "")
 
     def keywords(self) -> dict[str, tuple[str, bool]] | None:
         """Of each keyword its value and whether it is required; None where keywords cannot say what the schema does."""
@@ -89,11 +89,11 @@ class _Function:
         found = {}
         for name, inner in properties.items():
             schema = {**inner, **shared} if isinstance(inner, dict) else inner
-            found[name] = (self._term(schema, {}), name in required)
+            found[name] = (self._term(schema, {}, f".properties.{name}"), name in required)
         return found
 
-    def _term(self, schema: Any, otherwise: Any) -> str:
-        param = f"tools[{self.index}].function.parameters"
+    def _term(self, schema: Any, otherwise: Any, place: str) -> str:
+        param = f"tools[{self.index}].function.parameters{place}"
         try:
             return self._json_term(schema, self.strict, param)
         except RequestError:

@@ -2,15 +2,15 @@
 
 import json
 import random
-from collections.abc import Mapping
 from typing import Any
 
 import jsonschema
 import pytest
-from llguidance import LLMatcher, LLTokenizer
 from tool_cases import parsed, tool
 
 from mlc_llm.runtime.errors import RequestError
+from mlc_llm.runtime.grammar import Grammar, GrammarCompiler
+from mlc_llm.runtime.token_mask import new_mask
 from mlc_llm.serve.tool_calls import FORMATS, ReasoningMarks, calls_grammar
 
 SCHEMA = {
@@ -33,62 +33,51 @@ CALLS = [("get", {"city": 'Ö"]}', "days": [1, 2]}), ("stop-now", {}), ("get_all
 WRONG = [("get", {"city": "x"})]
 
 
-def json_term(schema: Any, strict: bool, param: str) -> str:
-    if "unsupported" in json.dumps(schema):
-        raise RequestError("no", param=param)
-    options = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
-
-
 class _Bytes:
-    """A vocabulary of all bytes, and special tokens behind them."""
-
-    eos_token_id, bos_token_id, is_tokenizer_wrapper = 256, None, True
+    """A vocabulary of all bytes, an end token, and special tokens."""
 
     def __init__(self, special: tuple[str, ...]) -> None:
         texts = ["</s>", *special]
-        self.tokens = [bytes([byte]) for byte in range(256)] + [text.encode() for text in texts]
-        self.special_token_ids = list(range(256, 256 + len(texts)))
-        self.ids: Mapping[str, int] = {text: 257 + index for index, text in enumerate(special)}
-        self.trie = LLTokenizer(self, eos_token=256)
+        self._tokens = [bytes([byte]) for byte in range(256)] + [text.encode() for text in texts]
+        self.special_ids = frozenset(range(256, len(self._tokens)))
+        self.ids = {text: 257 + index for index, text in enumerate(special)}
+        self.compiler = GrammarCompiler(self, len(self._tokens), [256])
 
-    def __call__(self, text: str) -> list[int]:
-        return list(text.encode())
+    def vocabulary(self, size: int) -> list[bytes]:
+        return self._tokens[:size]
 
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = []
-        while text:
-            found = next((mark for mark in self.ids if text.startswith(mark)), None)
-            ids += [self.ids[found]] if found else text[0].encode()
-            text = text[len(found) if found else 1 :]
-        return ids
+    def new(self, grammar: str | None) -> Grammar:
+        assert grammar is not None
+        return self.compiler.compile_lark(grammar, param="tools").new()
 
-    def decode(self, ids: list[int]) -> str:
-        return b"".join(self.tokens[token] for token in ids).decode()
+    def allowed(self, answer: Grammar) -> list[int]:
+        mask = new_mask(len(self._tokens))
+        answer.fill_mask(mask)
+        return [token for token in range(len(self._tokens)) if mask[token // 32] >> token % 32 & 1]
 
     def accepts(self, grammar: str | None, text: str) -> bool:
-        assert grammar is not None
-        matcher = LLMatcher(self.trie, grammar)
-        assert not matcher.is_error(), matcher.get_error()
-        ids = self.encode(text)
-        return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+        answer = self.new(grammar)
+        while text:
+            found = next((mark for mark in self.ids if text.startswith(mark)), None)
+            tokens = [self.ids[found]] if found else text[0].encode()
+            if not all(answer.accept(token) for token in tokens):
+                return False
+            text = text[len(found) if found else 1 :]
+        return 256 in self.allowed(answer)
 
     def sample(self, grammar: str | None, seed: int, limit: int = 2000) -> str | None:
         """A random text of the grammar; None for one that does not come to an end."""
-        assert grammar is not None
-        generator, matcher, ids = random.Random(seed), LLMatcher(self.trie, grammar), []
-        assert not matcher.is_error(), matcher.get_error()
-        while len(ids) < limit:
-            mask = int.from_bytes(matcher.compute_bitmask(), "little")
-            allowed = [token for token in range(len(self.tokens)) if mask >> token & 1]
-            ends = 256 in allowed
-            plain = [token for token in allowed if token >= 256 or 32 <= token < 127]
-            token = 256 if ends and generator.random() < 0.3 else generator.choice(plain or allowed)
-            if token == 256:
-                return self.decode(ids)
-            ids.append(token)
-            assert matcher.consume_token(token)
-            assert not matcher.is_error()
+        generator, answer, text = random.Random(seed), self.new(grammar), b""
+        for _ in range(limit):
+            allowed = self.allowed(answer)
+            if 256 in allowed and generator.random() < 0.3:
+                return text.decode()
+            plain = [token for token in allowed if token > 256 or 32 <= token < 127]
+            if not plain and 256 in allowed:
+                return text.decode()
+            token = generator.choice(plain or allowed)
+            assert answer.accept(token)
+            text += self._tokens[token]
         return None
 
 
@@ -97,13 +86,14 @@ VOCABULARIES = {
     for name, form in FORMATS.items()
     for special in (False, True)
 }
+COMPILER = VOCABULARIES["hermes", False].compiler
 BOTH = pytest.mark.parametrize(("name", "special"), VOCABULARIES)
 
 
 @BOTH
 def test_calls_of_the_tools_are_allowed_and_nothing_else(name: str, special: bool) -> None:
     form, vocabulary = FORMATS[name], VOCABULARIES[name, special]
-    grammar = calls_grammar(form, TOOLS, "required", json_term, tokens=vocabulary.ids)
+    grammar = calls_grammar(form, TOOLS, "required", vocabulary.compiler.json_term, tokens=vocabulary.ids)
     assert vocabulary.accepts(grammar, form.write(CALLS))
     assert vocabulary.accepts(grammar, form.write(CALLS[1:2]))
     assert not vocabulary.accepts(grammar, form.write(WRONG))
@@ -115,7 +105,9 @@ def test_calls_of_the_tools_are_allowed_and_nothing_else(name: str, special: boo
 @BOTH
 def test_one_call_where_calls_must_not_be_parallel(name: str, special: bool) -> None:
     form, vocabulary = FORMATS[name], VOCABULARIES[name, special]
-    grammar = calls_grammar(form, TOOLS, "required", json_term, parallel=False, tokens=vocabulary.ids)
+    grammar = calls_grammar(
+        form, TOOLS, "required", vocabulary.compiler.json_term, parallel=False, tokens=vocabulary.ids
+    )
     assert vocabulary.accepts(grammar, form.write(CALLS[:1]))
     assert not vocabulary.accepts(grammar, form.write(CALLS))
 
@@ -123,7 +115,7 @@ def test_one_call_where_calls_must_not_be_parallel(name: str, special: bool) -> 
 @BOTH
 def test_a_named_tool_is_called_once(name: str, special: bool) -> None:
     form, vocabulary = FORMATS[name], VOCABULARIES[name, special]
-    grammar = calls_grammar(form, TOOLS, NAMED, json_term, tokens=vocabulary.ids)
+    grammar = calls_grammar(form, TOOLS, NAMED, vocabulary.compiler.json_term, tokens=vocabulary.ids)
     assert vocabulary.accepts(grammar, form.write(CALLS[2:]))
     assert not vocabulary.accepts(grammar, form.write(CALLS[1:2]))
     assert not vocabulary.accepts(grammar, form.write(CALLS[2:] * 2))
@@ -132,12 +124,12 @@ def test_a_named_tool_is_called_once(name: str, special: bool) -> None:
 @BOTH
 def test_with_strict_tools_text_is_free_and_calls_are_valid(name: str, special: bool) -> None:
     form, vocabulary = FORMATS[name], VOCABULARIES[name, special]
-    grammar = calls_grammar(form, TOOLS, "auto", json_term, tokens=vocabulary.ids)
+    grammar = calls_grammar(form, TOOLS, "auto", vocabulary.compiler.json_term, tokens=vocabulary.ids)
     before = "" if form.bare else "I look <into> it [now]:\n"
     for text in ("", "Just text, with {braces}.", before + form.write(CALLS)):
         assert vocabulary.accepts(grammar, text)
     assert not vocabulary.accepts(grammar, before + form.write(WRONG))
-    one = calls_grammar(form, TOOLS, None, json_term, parallel=False, tokens=vocabulary.ids)
+    one = calls_grammar(form, TOOLS, None, vocabulary.compiler.json_term, parallel=False, tokens=vocabulary.ids)
     assert vocabulary.accepts(one, before + form.write(CALLS[:1]))
     assert not vocabulary.accepts(one, before + form.write(CALLS))
 
@@ -145,7 +137,7 @@ def test_with_strict_tools_text_is_free_and_calls_are_valid(name: str, special: 
 @BOTH
 def test_whatever_the_grammar_allows_parses_into_valid_calls(name: str, special: bool) -> None:
     form, vocabulary = FORMATS[name], VOCABULARIES[name, special]
-    grammar = calls_grammar(form, TOOLS, "required", json_term, tokens=vocabulary.ids)
+    grammar = calls_grammar(form, TOOLS, "required", vocabulary.compiler.json_term, tokens=vocabulary.ids)
     texts = [text for seed in range(6) if (text := vocabulary.sample(grammar, seed)) is not None]
     assert texts
     for text in texts:
@@ -163,7 +155,13 @@ def test_a_model_may_think_first(choice: str, special: bool, is_open: bool) -> N
     marks, form = ReasoningMarks("<think>", "</think>"), FORMATS["hermes"]
     vocabulary = _Bytes((*form.tokens, marks.open, marks.close) if special else ())
     grammar = calls_grammar(
-        form, TOOLS, choice, json_term, tokens=vocabulary.ids, reasoning=marks, reasoning_open=is_open
+        form,
+        TOOLS,
+        choice,
+        vocabulary.compiler.json_term,
+        tokens=vocabulary.ids,
+        reasoning=marks,
+        reasoning_open=is_open,
     )
     thoughts = ("" if is_open else "<think>") + "\nWhich one? <a>\n</think>\n\n"
     assert vocabulary.accepts(grammar, thoughts + form.write(CALLS))
@@ -174,20 +172,20 @@ def test_a_model_may_think_first(choice: str, special: bool, is_open: bool) -> N
 
 @pytest.mark.parametrize("choice", ["none", "auto", None])
 def test_an_answer_is_free_where_nothing_is_forced(choice: str | None) -> None:
-    assert calls_grammar(FORMATS["hermes"], TOOLS[1:], choice, json_term) is None
-    assert calls_grammar(FORMATS["hermes"], [], choice, json_term) is None
-    assert calls_grammar(FORMATS["hermes"], TOOLS, "none", json_term) is None
+    assert calls_grammar(FORMATS["hermes"], TOOLS[1:], choice, COMPILER.json_term) is None
+    assert calls_grammar(FORMATS["hermes"], [], choice, COMPILER.json_term) is None
+    assert calls_grammar(FORMATS["hermes"], TOOLS, "none", COMPILER.json_term) is None
 
 
 @pytest.mark.parametrize("name", ["hermes", "pythonic"])
 def test_a_schema_that_cannot_be_expressed_is_let_go_unless_it_is_strict(name: str) -> None:
     form, vocabulary = FORMATS[name], VOCABULARIES[name, False]
-    schema = {"type": "object", "properties": {"x": {"unsupported": True}}}
-    grammar = calls_grammar(form, [tool("f", schema)], "required", json_term)
+    schema = {"type": "object", "properties": {"x": {"not": {"type": "null"}}}}
+    grammar = calls_grammar(form, [tool("f", schema)], "required", COMPILER.json_term)
     assert vocabulary.accepts(grammar, form.write([("f", {"x": "anything"})]))
     with pytest.raises(RequestError) as caught:
-        calls_grammar(form, [TOOLS[1], tool("f", schema, strict=True)], "required", json_term)
-    assert caught.value.param == "tools[1].function.parameters"
+        calls_grammar(form, [TOOLS[1], tool("f", schema, strict=True)], "required", COMPILER.json_term)
+    assert caught.value.param == "tools[1].function.parameters.properties.x.not"
 
 
 @pytest.mark.parametrize(
@@ -201,7 +199,7 @@ def test_a_schema_that_cannot_be_expressed_is_let_go_unless_it_is_strict(name: s
 )
 def test_schemas_that_keywords_cannot_express_are_unpacked(schema: dict[str, Any]) -> None:
     vocabulary = VOCABULARIES["pythonic", False]
-    grammar = calls_grammar(FORMATS["pythonic"], [tool("f", schema)], "required", json_term)
+    grammar = calls_grammar(FORMATS["pythonic"], [tool("f", schema)], "required", COMPILER.json_term)
     assert vocabulary.accepts(grammar, '[f(**{"x": 1})]')
     assert not vocabulary.accepts(grammar, "[f(x=1)]")
     assert parsed("pythonic", ['[f(**{"x": 1})]'], [tool("f", schema)]) == [("call", "f", '{"x": 1}')]
