@@ -131,6 +131,8 @@ class GatewayErrors(BaseModel):
         400: {"description": "The model is not ready"},
         404: {"description": "Another model"},
         422: {"model": GatewayErrors, "description": "The request is wrong"},
+        "4XX": {"description": "The request is refused"},
+        "5XX": {"description": "The server cannot answer"},
     },
     openapi_extra=accepts(ChatCompletionsRequestPayload),
 )

@@ -13,6 +13,8 @@ import httpx
 import pytest
 from fake_async_engine import TIMEOUT, FakeEngine
 
+import mlc_llm.serve.async_engine as module
+from mlc_llm.serve import AsyncMLCEngine
 from mlc_llm.serve.server.app import create_app
 from mlc_llm.serve.server.run import listen, server
 from mlc_llm.serve.server.service import Service
@@ -116,3 +118,18 @@ def plain_server() -> Iterator[Running]:
     """As `plain`, for tests that make its engine wait."""
     with run_server() as server:
         yield server
+
+
+@pytest.fixture
+def start(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Start a server whose model answers a text and then ends; without a text its answers are noise."""
+    with ExitStack() as stack:
+
+        def begin(text: str | None = None, max_waiting: int | None = None, settings: Any = None, **options: Any) -> Any:
+            other = scripted(text, **options)
+            monkeypatch.setattr(module, "load_model", lambda *_: other._loaded())
+            engine = AsyncMLCEngine("dist/tiny", max_waiting=max_waiting)
+            stack.callback(engine.terminate)
+            return stack.enter_context(run_server(engine, **(settings or {})))
+
+        yield begin

@@ -2,34 +2,17 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from typing import Any
 
 import openai
 import pytest
 from fake_async_engine import TIMEOUT
 
-import mlc_llm.serve.async_engine as module
 from mlc_llm.serve import AsyncMLCEngine
 
 USER = [{"role": "user", "content": "Hello!"}]
-
-
-@pytest.fixture
-def start(scripted: Any, running: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Start a server whose model answers a text and then ends; without a text its answers are noise."""
-    with ExitStack() as stack:
-
-        def begin(text: str | None = None, max_waiting: int | None = None, **options: Any) -> Any:
-            other = scripted(text, **options)
-            monkeypatch.setattr(module, "load_model", lambda *_: other._loaded())
-            engine = AsyncMLCEngine("dist/tiny", max_waiting=max_waiting)
-            stack.callback(engine.terminate)
-            return stack.enter_context(running(engine))
-
-        yield begin
 
 
 def wait_until_idle(engine: AsyncMLCEngine) -> None:
