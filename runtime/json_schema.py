@@ -136,6 +136,7 @@ class _Walk:
             del schema[keyword]
         if "multipleOf" in schema:
             self._count_remainders(schema["multipleOf"], f"{place}.multipleOf")
+        _narrow_bounds(schema)
         types = schema.get("type", [])
         for name in types if isinstance(types, list) else [types]:
             if name not in _TYPES:
@@ -208,6 +209,22 @@ class _Walk:
             else:
                 raise _refused(place, f"there is nothing at {_shown(reference)}")
         self._pending.append((value, ".".join([self._param, *names]), combined))
+
+
+def _narrow_bounds(schema: dict[str, Any]) -> None:
+    """Where two bounds have the same whole part, llguidance 1.9.1 allows a whole number that the one near 0 excludes:
+    0 where numbers between 0 and 0.5 are asked for. A millionth less is asked for instead."""
+    for near, far, sign in (
+        ("exclusiveMinimum", ("maximum", "exclusiveMaximum"), 1),
+        ("exclusiveMaximum", ("minimum", "exclusiveMinimum"), -1),
+    ):
+        excluded: Any = schema.get(near)
+        others: list[Any] = [schema.get(name) for name in far]
+        bounds = [sign * other for other in others if type(other) in (int, float)]
+        if type(excluded) not in (int, float) or excluded % 1 or sign * excluded < 0 or not bounds:
+            continue
+        if sign * excluded < min(bounds) < sign * excluded + 1:
+            schema[near] = excluded + sign * 1e-6
 
 
 def _shown(value: Any) -> str:

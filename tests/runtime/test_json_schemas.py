@@ -70,3 +70,23 @@ def test_answers_to_generated_schemas_validate(
     schema = with_definitions(random, random_schema(random))
     Draft202012Validator.check_schema(schema)
     check(schema, bool(seed % 2), compiler, answers, tokenizer.decode, seed)
+
+
+BOUNDS = [-10, -4, -3.25, -3, -2.5, -1, -0.5, 0, 0.25, 1.0, 2, 2.5, 9.75, 12]
+
+
+@pytest.mark.parametrize("low", BOUNDS)
+@pytest.mark.parametrize("least", ["minimum", "exclusiveMinimum"])
+@pytest.mark.parametrize("most", ["maximum", "exclusiveMaximum"])
+def test_numbers_near_their_bounds_validate(
+    low: float, least: str, most: str, compiler: GrammarCompiler, tokenizer: Tokenizer
+) -> None:
+    end = tokenizer.id_of("<|im_end|>")
+    for high in (bound for bound in BOUNDS if bound > low):
+        schema = {"type": "number", least: low, most: high}
+        factory, validator = compiler.compile_json_schema(schema), Draft202012Validator(schema)
+        for bound in (low, high):
+            for step in ("-0.5", "-0.00001", "0", "0.0", "0.00001", "0.5"):
+                text, grammar = format(Decimal(str(bound)) + Decimal(step), "f"), factory.new()
+                if all(map(grammar.accept, tokenizer.encode(text))) and grammar.accept(end):
+                    validator.validate(json.loads(text, parse_float=Decimal))
