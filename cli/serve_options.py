@@ -63,6 +63,7 @@ _OPTIONS = (
     click.option(
         "--gateway", is_flag=True, help="Answer MLflow's gateway path too, by its contract; see docs/server.md."
     ),
+    click.option("--unity-catalog-url", metavar="URL", help="Unity Catalog server that describes uc_function tools."),
     click.option("--enable-tracing", is_flag=True, help="Record a trace of every request."),
     click.option("--enable-debug", is_flag=True, help="Serve /debug."),
     click.option(
@@ -151,6 +152,7 @@ def settings_of(model: str, host: str, flags: dict[str, Any]) -> "Settings":
         allowed_hosts=flags["allowed_hosts"],
         model_name=model,
         gateway=flags["gateway"],
+        unity_catalog_url=flags["unity_catalog_url"],
         limits=RequestLimits(flags["max_choices"], flags["max_output_tokens"], flags["max_messages"]),
         max_body_bytes=flags["max_body_size"],
         max_header_bytes=flags["max_header_size"],

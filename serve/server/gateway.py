@@ -3,7 +3,7 @@
 https://mlflow.org/docs/latest/llms/deployments: the same answers as /v1/chat/completions, other defaults and errors.
 """
 
-from collections.abc import Mapping
+import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -19,10 +19,12 @@ from .body import read_request
 from .errors import problem
 from .openapi import accepts
 from .service import service_of
+from .unity_catalog import function_tool
 
 router = APIRouter()
 
 PATH = "/api/v1/compatibility/openai/v1/chat/completions"
+MAX_TOOLS = 128
 _MEDIA = {"image_url": "image", "input_audio": "audio"}
 
 
@@ -80,11 +82,27 @@ class GatewayFunction(_Payload):
     strict: bool | None = None
 
 
-class GatewayTool(_Payload):
+class GatewayCatalogFunction(_Payload):
+    """A function of the Unity Catalog server that the operator named, as catalog.schema.function."""
+
+    name: str
+
+
+class GatewayFunctionTool(_Payload):
     """A tool of the request."""
 
     type: Literal["function"]
     function: GatewayFunction
+
+
+class GatewayCatalogTool(_Payload):
+    """A tool that the Unity Catalog server describes."""
+
+    type: Literal["uc_function"]
+    uc_function: GatewayCatalogFunction
+
+
+GatewayTool = Annotated[GatewayFunctionTool | GatewayCatalogTool, Field(discriminator="type")]
 
 
 class GatewayStreamOptions(_Payload):
@@ -104,7 +122,7 @@ class ChatCompletionsRequestPayload(_Payload):
     max_tokens: int | None = Field(None, ge=1)
     stream: bool | None = None
     stream_options: GatewayStreamOptions | None = None
-    tools: list[GatewayTool] | None = None
+    tools: list[GatewayTool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: Any = None
     seed: int | None = None
 
@@ -140,19 +158,35 @@ async def create_gateway_completion(http: Request) -> Response:
     """Answer a conversation. Without a temperature it is 0."""
     try:
         service = service_of(http)
-        request = await read_request(http, service.settings, parse)
-        return await answer(http, request, service.engine.complete, Folder(), refusal)
+        payload = await read_request(http, service.settings, ChatCompletionsRequestPayload.model_validate)
+        tools = await _tools(payload.tools, service.settings.unity_catalog_url)
+        return await answer(http, chat_request(payload, tools), service.engine.complete, Folder(), refusal)
     except Exception as error:
         return refusal(error)
 
 
-def parse(fields: Mapping[str, Any]) -> ChatCompletionRequest:
-    """The chat completion request that a payload stands for. Raises ValidationError, RequestError."""
-    payload = ChatCompletionsRequestPayload.model_validate(fields)
-    given = payload.model_dump(exclude_none=True)
+async def _tools(tools: list[GatewayTool] | None, catalog: str | None) -> list[dict[str, Any]] | None:
+    """The tools as OpenAI has them, those of the catalog resolved. Raises RequestError, HTTPError."""
+    if tools is None:
+        return None
+    found = []
+    for tool in tools:
+        if isinstance(tool, GatewayFunctionTool):
+            found.append(tool.model_dump(exclude_none=True))
+            continue
+        if catalog is None:
+            message = "a uc_function needs a catalog: start the server with --unity-catalog-url"
+            raise RequestError(message, param="tools", code="unsupported_value")
+        found.append(await asyncio.to_thread(function_tool, catalog, tool.uc_function.name))
+    return found
+
+
+def chat_request(payload: ChatCompletionsRequestPayload, tools: list[dict[str, Any]] | None) -> ChatCompletionRequest:
+    """The chat completion request that a payload stands for. Raises RequestError."""
+    given = payload.model_dump(exclude_none=True, exclude={"tools"})
     for message, dumped in zip(payload.messages, given["messages"], strict=True):
         dumped["content"] = message.model_dump()["content"]  # a null of a message that calls tools means something
-    return ChatCompletionRequest.parse(given)
+    return ChatCompletionRequest.parse({**given, "tools": tools})
 
 
 def refusal(error: Exception) -> JSONResponse:

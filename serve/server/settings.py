@@ -33,7 +33,7 @@ class Settings:
     - allowed_hosts: names that a `Host` header may have, so that a web page cannot reach a server on loopback under a
       name of its own (DNS rebinding). None: the loopback's names on a loopback address, anything elsewhere.
     - model_name: what to call the model in answers. None: as the engine does.
-    - gateway: answer MLflow's gateway path too.
+    - gateway: answer MLflow's gateway path too; unity_catalog_url: where it asks for tools of kind `uc_function`.
     - limits: what one request may ask for.
     - max_concurrent_requests: answers in the making, waiting ones included; more get 429.
     - keep_alive_interval: seconds without an event after which a stream gets a comment.
@@ -48,6 +48,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] | None = None
     model_name: str | None = None
     gateway: bool = False
+    unity_catalog_url: str | None = None
     limits: RequestLimits = field(default_factory=RequestLimits)
     max_body_bytes: int = 16 << 20
     max_header_bytes: int = 32 << 10
@@ -62,6 +63,12 @@ class Settings:
         key = self.api_key
         if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
             raise UsageError("the API key is empty or has characters that a header cannot carry: use printable ASCII")
+
+        catalog = self.unity_catalog_url
+        if catalog is not None and not catalog.startswith(("http://", "https://")):
+            raise UsageError(
+                f"the address of the Unity Catalog server is {catalog[:200]!r}: expected http:// or https://"
+            )
 
     @property
     def hosts(self) -> frozenset[str] | None:

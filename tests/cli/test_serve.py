@@ -179,6 +179,7 @@ def test_a_port_in_use_is_one_line(mlc: Callable[..., tuple[int, str, str]]) -> 
         (["--api-key", "a b"], "the API key is empty or has characters"),
         (["--max-body-size", "0"], "'0': expected a number of bytes"),
         (["--max-body-size", "many"], "'many': expected a number of bytes"),
+        (["--unity-catalog-url", "file:///etc"], "expected http:// or https://"),
         (["--shutdown-timeout", "-1"], "is not in the range"),
         (["--mode", "fast"], "'fast' is not one of"),
         (["--overrides", "max_num_sequence=many"], "--overrides max_num_sequence=many: expected a number"),

@@ -148,6 +148,20 @@ def test_chunks_arrive_while_the_answer_is_made(plain_server: Any) -> None:
         assert data(list(lines))[-1] == "[DONE]"
 
 
+def test_each_event_is_one_chunk_of_http(plain: Any) -> None:
+    # MLC-LLM's documentation reads streams so
+    raw = plain.post_raw({"stream": True, "messages": HI})
+    with raw, raw.makefile("rb") as stream:
+        while stream.readline() != b"\r\n":
+            pass
+        chunks = []
+        while size := int(stream.readline(), 16):
+            chunks.append(stream.read(size))
+            assert stream.read(2) == b"\r\n"
+    assert [chunk.count(b"data: ") for chunk in chunks] == [1] * len(chunks)
+    assert all(chunk.startswith(b"data: ") and chunk.endswith(b"\n\n") for chunk in chunks)
+
+
 @pytest.mark.parametrize("when", ["before the first chunk", "in the middle"])
 def test_a_stream_whose_client_hangs_up_is_aborted(when: str, plain_server: Any) -> None:
     text = "<wait> hello" if when == "before the first chunk" else "hello <wait> world"

@@ -76,7 +76,7 @@ def test_messages_keep_what_they_have(server: Any) -> None:
         ({"messages": with_part("image_url")}, ["messages", 0, "content"], "image parts"),
         ({"messages": with_part("input_audio")}, ["messages", 0, "content"], "audio parts"),
         ({"messages": [{"content": "a"}]}, ["messages", 0, "role"], "required"),
-        ({"tools": [{"type": "function", "function": {}}]}, ["tools", 0, "function", "name"], "required"),
+        ({"tools": [{"type": "function", "function": {}}]}, ["tools", 0, "function", "function", "name"], "required"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_a_422_with_its_place(fields: dict[str, Any], loc: list[Any], word: str, server: Any) -> None:
