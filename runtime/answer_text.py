@@ -19,9 +19,16 @@ class TextTokenizer(TokenSource, Protocol):
 class AnswerText:
     """The text of one answer while its tokens arrive, cut at a stop string, with the log-probabilities in step."""
 
-    def __init__(self, tokenizer: TextTokenizer, logprobs: bool, stop_strings: Sequence[str]) -> None:
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        logprobs: bool,
+        stop_strings: Sequence[str],
+        shown_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        """Special tokens are no part of the text, but for `shown_ids`."""
         self._tokenizer = tokenizer
-        self._detokenizer = StreamingDetokenizer(tokenizer)
+        self._detokenizer = StreamingDetokenizer(tokenizer, shown_ids=shown_ids)
         self._stops = StopChecker(stop_strings)
         self._logprobs = logprobs
         self._pending: list[tuple[int, TokenLogprob]] = []  # with the place in the text where the token begins

@@ -37,9 +37,12 @@ class StreamingDetokenizer:
     valid characters beside broken bytes of the latter kind, as if it could not stream; SentencePiece does not.)
     """
 
-    def __init__(self, tokenizer: TokenSource, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, tokenizer: TokenSource, skip_special_tokens: bool = True, shown_ids: frozenset[int] = frozenset()
+    ) -> None:
+        """Special tokens are left out with `skip_special_tokens`, but for `shown_ids`."""
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.special_ids - shown_ids if skip_special_tokens else frozenset()
         self._strip_character, self._strip_left = tokenizer.rule.strip_start
         self._bytes = _utf8_decoder("replace" if tokenizer.rule.bytes_from == "byte_level" else _EACH_BYTE)
         self._first = True

@@ -1,6 +1,7 @@
 """The one path on which text is generated: tokens in, events out."""
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from .answer_text import AnswerText, TextTokenizer
 from .errors import RequestError
@@ -8,7 +9,10 @@ from .events import Event, Finish
 from .model import LanguageModel
 from .sampler import Sampler
 from .sampling_params import SamplingParams
-from .scheduler import Job, Scheduler
+from .scheduler import AnswerForm, Job, Scheduler
+
+if TYPE_CHECKING:
+    from .grammar import GrammarFactory
 
 
 class Generator:
@@ -45,11 +49,15 @@ class Generator:
         *,
         stop_strings: Sequence[str] = (),
         score_prompt: bool = False,
+        grammar: "GrammarFactory | None" = None,
+        shown_ids: frozenset[int] = frozenset(),
         param: str = "messages",
     ) -> Job:
         """The answer to a prompt, for the scheduler.
 
-        With `score_prompt` its first event is a `PromptScored`. `param` is the request's field that the prompt is in.
+        With `score_prompt` its first event is a `PromptScored`; with a `grammar` the answer has its form. Special
+        tokens are no part of the text, but for `shown_ids`. `param` is the request's field that the prompt is in.
+
         Raises RequestError for an empty prompt, one that fills the context (code "context_length_exceeded"), or invalid
         params.
         """
@@ -72,12 +80,14 @@ class Generator:
             )
         sampler = Sampler(params, self.vocab_size, self.model.sampling, prompt_ids)
         stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
-        text = AnswerText(self.tokenizer, params.logprobs, (*params.stop, *stop_strings))
+        text = AnswerText(self.tokenizer, params.logprobs, (*params.stop, *stop_strings), shown_ids)
         limit = context - len(prompt_ids)
         if params.max_tokens is not None:
             limit = min(limit, params.max_tokens)
         job = Job(list(prompt_ids), sampler, stops, text, limit)
         job.scores = [] if score_prompt else None
+        if grammar is not None:
+            job.form = AnswerForm(grammar.new(), self.vocab_size)
         return job
 
     def follow(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Event]]:

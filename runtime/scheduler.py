@@ -22,7 +22,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
 from .answer_text import AnswerText
-from .errors import EngineError, OverloadedError
+from .errors import EngineError, MLCError, OverloadedError
 from .events import Event, Finish, PromptScored, TokenLogprob
 from .kv_cache import CacheFullError
 from .lazy_array import first_columns
@@ -30,10 +30,16 @@ from .model import LanguageModel, Logits
 from .prefix_cache import PrefixCache
 from .sampler import BatchSampler, Sampled, Sampler
 from .speculation import Costs, Lookup
+from .token_mask import TokenMask, new_mask
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import numpy as np
     import numpy.typing as npt
+
+    from .grammar import Grammar
+    from .mask_worker import MaskWorker
 
 MOST_GAP = 0.1  # seconds between two tokens of an answer that a prompt of another may add
 LONGEST_STEP = 0.5  # seconds
@@ -41,6 +47,13 @@ MOST_UNREAD = 256  # events; an answer that nobody reads is not generated furthe
 _FEWEST_TOKENS = 16  # of a piece of a prompt
 _EXACT = 64  # tokens: prompts that are cut at multiples of it give the same numbers as whole ones
 _SCORED_AT_ONCE = 64  # tokens of a prompt: their logits take 4 bytes for each token of the vocabulary
+
+
+class AnswerForm:
+    """What an answer has to look like: its grammar, and the tokens that this allows next."""
+
+    def __init__(self, grammar: "Grammar", vocab_size: int) -> None:
+        self.grammar, self.mask = grammar, new_mask(vocab_size)
 
 
 class Job:
@@ -53,7 +66,7 @@ class Job:
         self.tokens, self.sampler, self.stops, self.text, self.limit = tokens, sampler, stops, text, limit
         self.prompt_tokens = len(tokens)
         self.events: deque[Event] = deque()
-        self.error: EngineError | None = None  # instead of further events
+        self.error: MLCError | None = None  # instead of further events
         self.over = False  # nothing more is computed
         self.number = 0  # of submission: lower is older
         self.sequence: int | None = None  # of the KV cache, which holds the first `computed` tokens
@@ -63,6 +76,7 @@ class Job:
         self.began = self.first_token = 0.0  # seconds of computing
         # A pass that checks a guess rounds in other places: with a seed, answers must not depend on what is guessed.
         self.lookup = Lookup() if sampler.seed is None else None
+        self.form: AnswerForm | None = None  # None for an answer that may be any text
         self.scores: list[TokenLogprob] | None = None  # of the prompt's tokens but the first, where they are asked for
 
     @property
@@ -110,6 +124,7 @@ class Scheduler:
         self.max_waiting = max_waiting
         self.speculates = speculates
         self._costs = Costs()
+        self._mask_worker: MaskWorker | None = None
         self._model, self._vocab_size = model, vocab_size
         self._prefix_cache = PrefixCache(model.pages)
         self._arrived: deque[Job] = deque()  # these two take what other threads want during a step
@@ -169,7 +184,7 @@ class Scheduler:
             finally:
                 self._lock.release()
 
-    def fail_all(self, error: EngineError) -> None:
+    def fail_all(self, error: MLCError) -> None:
         """End every answer with an error."""
         with self._lock:
             self._attend()
@@ -293,6 +308,7 @@ class Scheduler:
         if job.uncomputed <= count * 5 // 4:  # no small rest
             count = min(job.uncomputed, self._model.prefill_chunk_size)
         begin = perf_counter()
+        masks = self._masks([job] if count == job.uncomputed else [])
         while True:
             assert job.sequence is not None
             try:
@@ -312,7 +328,9 @@ class Scheduler:
             self._decoding.append(job)
             if job.scores is not None:
                 job.events.append(PromptScored(job.text.ranked(Sampled(job.tokens[0], 0.0)), tuple(job.scores)))
-            self._take(job, _sampled(job.sampler, first_columns(logits, self._vocab_size)))
+            if self._finish_masks(masks):
+                mask = None if job.form is None else job.form.mask
+                self._take(job, _sampled(job.sampler, first_columns(logits, self._vocab_size), mask))
 
     def _prefill_pass(self, job: Job, count: int) -> Logits:
         """The logits after the next `count` tokens of a prompt."""
@@ -362,7 +380,7 @@ class Scheduler:
 
     def _speculate(self, job: Job) -> bool:
         """Several tokens of an answer in one pass. False where it does not pay, or there is no room for them."""
-        if job.lookup is None:
+        if job.lookup is None or job.form is not None:
             return False
         length = min(self._costs.best_length(job.lookup.chance), job.limit - job.count - 1)
         guess = list(job.lookup.guess(job.tokens, length)) if length > 0 else []
@@ -406,17 +424,52 @@ class Scheduler:
         if self._batch != jobs or self._batch_sampler is None:
             self._batch, self._batch_sampler = jobs, BatchSampler([job.sampler for job in jobs])
         batch, sequences, tokens = self._batch_sampler, [job.sequence for job in jobs], [job.tokens[-1] for job in jobs]
-        if batch.plain:
+        masks = self._masks(jobs)
+        if batch.plain and not masks:
             return batch.accept(
                 self._model.decode_and_sample(sequences, tokens, batch.draws, batch.uniforms())  # type: ignore[arg-type]
             )
-        logits = self._model.decode(sequences, tokens)  # type: ignore[arg-type]
-        return batch.sample(first_columns(logits, self._vocab_size))
+        try:
+            logits = self._model.decode(sequences, tokens)  # type: ignore[arg-type]
+        finally:
+            self._finish_masks(masks)
+        wanted = [None if job.form is None else job.form.mask for job in jobs] if masks else []
+        return batch.sample(first_columns(logits, self._vocab_size), wanted)
+
+    def _masks(self, jobs: list[Job]) -> "list[tuple[Job, Future[None]]]":
+        """Begin to find out which tokens may come next, in a thread beside the pass."""
+        formed = [(job, job.form) for job in jobs if job.form is not None]
+        if not formed:
+            return []
+        if self._mask_worker is None:
+            from .mask_worker import MaskWorker
+
+            self._mask_worker = MaskWorker()
+        started = self._mask_worker.start([(form.grammar, form.mask) for _, form in formed])
+        return [(job, one) for (job, _), one in zip(formed, started, strict=True)]
+
+    def _finish_masks(self, started: "list[tuple[Job, Future[None]]]") -> bool:
+        """Wait for the masks. An answer whose mask took too much fails; False when all of them have."""
+        alive = not started
+        for job, one in started:
+            error = one.exception()
+            if isinstance(error, MLCError):
+                self._fail(job, error)
+            elif error is not None:
+                raise error
+            else:
+                alive = True
+        return alive
 
     def _take(self, job: Job, sampled: Sampled | EngineError) -> None:
         """One more token of an answer."""
+        if job.over:  # its mask has failed
+            return
         if isinstance(sampled, EngineError):
             self._fail(job, sampled)
+            return
+        if job.form is not None and not job.form.grammar.accept(sampled.token):
+            self._fail(job, EngineError(f"token {sampled.token} does not fit the form of the answer"))
             return
         job.count += 1
         self.counters.generated_tokens += 1
@@ -474,7 +527,7 @@ class Scheduler:
         if not isinstance(error, EngineError):
             raise error
 
-    def _fail(self, job: Job, error: EngineError) -> None:
+    def _fail(self, job: Job, error: MLCError) -> None:
         self._drop(job)
         job.error = error
 
@@ -517,8 +570,8 @@ def _is_read(job: Job) -> bool:
     return len(job.events) < MOST_UNREAD
 
 
-def _sampled(sampler: Sampler, logits: Logits) -> Sampled | EngineError:
+def _sampled(sampler: Sampler, logits: Logits, mask: TokenMask | None = None) -> Sampled | EngineError:
     try:
-        return sampler.sample(logits)
+        return sampler.sample(logits, mask)
     except EngineError as error:
         return error

@@ -5,7 +5,7 @@ Loads no pydantic, which takes as long as the rest of a start; the chat completi
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..runtime.artifact import ChatConfig
 from ..runtime.errors import RequestError
@@ -14,6 +14,9 @@ from ..runtime.sampling_params import SamplingParams
 from ..runtime.scheduler import Job
 from ..templates import ConversationError, validate_messages
 from .loading import LoadedModel
+
+if TYPE_CHECKING:
+    from ..runtime.grammar import GrammarFactory
 
 _FROM_CONFIG = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
 
@@ -31,10 +34,18 @@ def answer(model: LoadedModel, messages: Sequence[Mapping[str, Any]], params: Sa
     return (event for _, event in events)
 
 
-def job(model: LoadedModel, tokens: Sequence[int], params: SamplingParams) -> Job:
-    """The answer to a prompt, for the scheduler. Raises RequestError."""
+def job(
+    model: LoadedModel,
+    tokens: Sequence[int],
+    params: SamplingParams,
+    *,
+    grammar: "GrammarFactory | None" = None,
+    shown_ids: frozenset[int] = frozenset(),
+) -> Job:
+    """The answer to a prompt, for the scheduler: in the form that a grammar describes, with the texts of `shown_ids`
+    among those of special tokens. Raises RequestError."""
     stop_strings = () if params.ignore_eos else model.stop_strings
-    return model.generator.job(tokens, params, stop_strings=stop_strings)
+    return model.generator.job(tokens, params, stop_strings=stop_strings, grammar=grammar, shown_ids=shown_ids)
 
 
 def text_job(model: LoadedModel, tokens: Sequence[int], params: SamplingParams, *, score_prompt: bool) -> Job:

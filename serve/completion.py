@@ -10,7 +10,8 @@ from ..runtime.events import Delta as TextDelta
 from ..runtime.events import Event, Finish, RankedToken
 from ..runtime.events import TokenLogprob as GeneratedLogprob
 from ..runtime.scheduler import Job
-from .answer import choice_params, job, prompt_ids
+from .answer import choice_params, job
+from .forms import Asked
 from .loading import LoadedModel
 from .protocol import (
     ChatCompletionRequest,
@@ -20,13 +21,13 @@ from .protocol import (
     Delta,
     FinishReason,
     Logprobs,
-    Message,
     PromptTokensDetails,
     StreamChoice,
     TokenLogprob,
     TopLogprob,
     Usage,
 )
+from .tool_calls.deltas import MessageFolder
 
 MAX_REQUEST_ID_CHARACTERS = 256
 
@@ -57,9 +58,19 @@ class Completion:
         check_model(model, request.model)
         self.id = answer_id(request.request_id, "chatcmpl")
         self._created, self._model = int(time.time()), model.name
-        params = request.sampling_params(model.config)
-        tokens = prompt_ids(model, request.messages)
-        self.jobs = [job(model, tokens, choice_params(params, index)) for index in range(request.n or 1)]
+        params, answers = request.sampling_params(model.config), range(request.n or 1)
+        form = model.forms.form(asked(request))
+        if form.grammar is not None and params.ignore_eos:
+            raise RequestError(
+                "ignore_eos is true: an answer whose form is given has to end where the form does",
+                param="ignore_eos",
+                code="invalid_value",
+            )
+        self.jobs = [
+            job(model, form.prompt_ids, choice_params(params, index), grammar=form.grammar, shown_ids=form.shown_ids)
+            for index in answers
+        ]
+        self._answers = [model.forms.chunks(form) for _ in answers]
         self._finished: dict[int, Finish] = {}
         self._begun: set[int] = set()
 
@@ -75,22 +86,39 @@ class Completion:
         ):  # not before there is an answer: what fails until then is an error, no broken stream
             self._begun.add(index)
             yield self._chunk(StreamChoice(index=index, delta=Delta(role="assistant", content="")))
+        answer = self._answers[index]
         if isinstance(event, TextDelta):
-            yield self._chunk(
-                StreamChoice(index=index, delta=Delta(content=event.text), logprobs=_logprobs(event.logprobs))
-            )
+            yield from self._pieces(index, answer.of_text(event))
             return
         assert isinstance(event, Finish)
-        yield self._chunk(StreamChoice(index=index, delta=Delta(), finish_reason=event.reason))
+        yield from self._pieces(index, answer.of_end())
+        yield self._chunk(StreamChoice(index=index, delta=Delta(), finish_reason=answer.reason(event)))
         self._finished[index] = event
         if len(self._finished) == len(self.jobs):
             finished = list(self._finished.values())
             yield self._chunk(usage=usage_of([self._finished[0]], finished))
 
+    def _pieces(
+        self, index: int, pieces: Iterable[tuple[Delta, tuple[GeneratedLogprob, ...]]]
+    ) -> Iterator[ChatCompletionStreamResponse]:
+        for delta, logprobs in pieces:
+            yield self._chunk(StreamChoice(index=index, delta=delta, logprobs=_logprobs(logprobs)))
+
     def _chunk(self, *choices: StreamChoice, usage: Usage | None = None) -> ChatCompletionStreamResponse:
         return ChatCompletionStreamResponse(
             id=self.id, created=self._created, model=self._model, choices=list(choices), usage=usage
         )
+
+
+def asked(request: ChatCompletionRequest) -> Asked:
+    """The fields of a request that have to do with the form of its answers."""
+    return Asked(
+        messages=request.messages,
+        tools=request.tools,
+        tool_choice=request.tool_choice,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        response_format=request.response_format,
+    )
 
 
 def check_model(model: LoadedModel, name: str | None) -> None:
@@ -154,9 +182,7 @@ class Folder:
     """Adds the chunks of a stream up."""
 
     def __init__(self) -> None:
-        self._text: dict[int, list[str]] = {}
-        self._logprobs: dict[int, list[TokenLogprob]] = {}
-        self._reasons: dict[int, FinishReason] = {}
+        self._answers: dict[int, _FoldedAnswer] = {}
         self._usage: Usage | None = None
         self._last: ChatCompletionStreamResponse | None = None
 
@@ -165,24 +191,29 @@ class Folder:
         self._last = chunk
         self._usage = chunk.usage or self._usage
         for choice in chunk.choices:
-            self._text.setdefault(choice.index, []).append(choice.delta.content or "")
-            if choice.finish_reason is not None:
-                self._reasons[choice.index] = choice.finish_reason
-            if choice.logprobs is not None:
-                self._logprobs.setdefault(choice.index, []).extend(choice.logprobs.content)
+            self._answers.setdefault(choice.index, _FoldedAnswer()).add(choice)
 
     def response(self) -> ChatCompletionResponse:
         """The whole answers, after the last chunk."""
         last, usage = self._last, self._usage
         assert last is not None
         assert usage is not None
-        choices = [
-            Choice(
-                index=index,
-                finish_reason=self._reasons[index],
-                message=Message(content="".join(self._text[index])),
-                logprobs=Logprobs(content=self._logprobs[index]) if index in self._logprobs else None,
-            )
-            for index in sorted(self._text)
-        ]
+        choices = [self._answers[index].choice(index) for index in sorted(self._answers)]
         return ChatCompletionResponse(id=last.id, created=last.created, model=last.model, choices=choices, usage=usage)
+
+
+class _FoldedAnswer:
+    def __init__(self) -> None:
+        self._message = MessageFolder()
+        self._logprobs: list[TokenLogprob] | None = None
+        self._reason: FinishReason = "stop"
+
+    def add(self, choice: StreamChoice) -> None:
+        self._message.add(choice.delta)
+        self._reason = choice.finish_reason or self._reason
+        if choice.logprobs is not None:
+            self._logprobs = [*(self._logprobs or []), *choice.logprobs.content]
+
+    def choice(self, index: int) -> Choice:
+        logprobs = None if self._logprobs is None else Logprobs(content=self._logprobs)
+        return Choice(index=index, finish_reason=self._reason, message=self._message.message(), logprobs=logprobs)

@@ -3,8 +3,10 @@
 import os
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Thread
+from typing import TYPE_CHECKING
 
 from ..runtime.artifact import ChatConfig, load_chat_config
 from ..runtime.derived import start_reading
@@ -16,6 +18,9 @@ from ..runtime.tokenizer import Tokenizer
 from ..templates import ConversationError, Template, load_template
 from .artifacts import find_folder, find_library, open_library
 from .config import EngineConfig, Mode, choose_limits
+
+if TYPE_CHECKING:
+    from .forms import AnswerForms
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,15 @@ class LoadedModel:
     template: Template
     generator: Generator
     stop_strings: tuple[str, ...]
+    end_ids: frozenset[int]
+
+    @cached_property
+    def forms(self) -> "AnswerForms":
+        """What answers may consist of besides text."""
+        from .forms import AnswerForms
+
+        model_type, size = self.config.model_type, self.generator.vocab_size
+        return AnswerForms(self.tokenizer, self.template, model_type, size, self.end_ids)
 
 
 def load_model(model: str, device: str, model_lib: str | None, mode: Mode, config: EngineConfig) -> LoadedModel:
@@ -87,5 +101,6 @@ def assemble(
         tokenizer=tokenizer,
         template=template,
         generator=Generator(model, tokenizer, stops),
+        end_ids=frozenset(stops),
         stop_strings=tuple(text for text in template.stop_strings if text not in special),
     )

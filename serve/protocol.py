@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 from ..runtime.errors import RequestError
-from .request import GenerationRequest, unsupported
+from .request import GenerationRequest
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -29,12 +29,6 @@ class ChatCompletionRequest(GenerationRequest):
     def check(self) -> None:
         """Raise RequestError for fields that do not go together, or are not supported."""
         super().check()
-        if self.tools:
-            raise unsupported("tools", self.tools, "null")
-        if self.tool_choice not in (None, "none"):
-            raise unsupported("tool_choice", self.tool_choice, "'none'")
-        if self.response_format not in (None, {"type": "text"}):
-            raise unsupported("response_format", self.response_format, "{'type': 'text'}")
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise RequestError(

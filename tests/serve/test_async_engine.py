@@ -133,10 +133,10 @@ def test_an_answer_that_is_given_up_frees_its_pages(make: Make, how: str) -> Non
 
             async def read() -> None:
                 async for _ in stream:
-                    pass
+                    await asyncio.sleep(0.001)
 
             task = asyncio.create_task(read())
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

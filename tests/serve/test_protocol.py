@@ -133,21 +133,6 @@ def test_messages_are_needed() -> None:
     assert (caught.value.param, caught.value.code) == ("messages", "missing_field")
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "auto"),
-        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
-        ("response_format", {"type": "json_object"}),
-    ],
-)
-def test_what_is_not_supported_yet_says_so(field: str, value: object) -> None:
-    error = refusal(**{field: value})
-    assert (error.param, error.code) == (field, "unsupported_value")
-    assert "which is not supported yet: leave it out or give " in str(error)
-
-
 def test_values_that_change_nothing_are_fine() -> None:
     parse(n=1, tools=[], tool_choice="none", response_format={"type": "text"}, user="me", logprobs=False)
     parse(n=None, tools=None, tool_choice=None, response_format=None, stop=None, logit_bias=None, stream=None)

@@ -314,10 +314,13 @@ static int take_failures(void) {
 /* TVMBackendParallelLaunch: run `f` once for each part of a loop. TVM cuts the loop into `num_task` parts, 0 for any
  * number. Returns 0, or -1 with an error raised. */
 static int launch(Body f, void *data, int num_task) {
-  int threads = num_threads;
+  if (inside_loop || pthread_mutex_trylock(&launching) != 0) return run_alone(f, data);
+  int threads = num_threads; /* stays as it is while `launching` is held */
   int chunks = num_task > 0 ? num_task : threads * chunks_per_thread;
-  if (threads == 1 || chunks == 1 || chunks > MAX_CHUNKS || inside_loop || pthread_mutex_trylock(&launching) != 0)
+  if (threads == 1 || chunks == 1 || chunks > MAX_CHUNKS) {
+    pthread_mutex_unlock(&launching);
     return run_alone(f, data);
+  }
   int64_t start = nanoseconds();
   if (num_resting > 0) {
     if (start >= rest_end) {
@@ -343,7 +346,7 @@ static int launch(Body f, void *data, int num_task) {
 }
 
 /* The function "set_num_threads" of the library: how many threads run the loops, the caller's included. Until it is
- * called kernels use TVM's pool. Not while a kernel runs. */
+ * called kernels use TVM's pool. Waits for a loop that another thread runs; not from inside of a loop. */
 EXPORTED int __tvm_ffi_set_num_threads(void *self, const Any *arguments, int32_t count, Any *result) {
   (void)self;
   if (count != 1 || arguments[0].type != TYPE_INTEGER || arguments[0].integer < 1) {
@@ -351,6 +354,7 @@ EXPORTED int __tvm_ffi_set_num_threads(void *self, const Any *arguments, int32_t
       __TVMFFIErrorSetRaisedFromCStr("ValueError", "set_num_threads takes the number of threads, at least 1");
     return -1;
   }
+  pthread_mutex_lock(&launching);
   stop_workers();
   end_rest();
   num_threads = arguments[0].integer < MAX_THREADS ? (int)arguments[0].integer : MAX_THREADS;
@@ -358,6 +362,7 @@ EXPORTED int __tvm_ffi_set_num_threads(void *self, const Any *arguments, int32_t
   while (chunks_per_thread > 1 && PARTS % (num_threads * chunks_per_thread) != 0) --chunks_per_thread;
   if (chunks_per_thread == 1) chunks_per_thread = MOST_CHUNKS_PER_THREAD / 2;
   __TVMBackendParallelLaunch = launch;
+  pthread_mutex_unlock(&launching);
   result->type = TYPE_NONE;
   return 0;
 }

@@ -93,6 +93,23 @@ def test_every_part_of_a_loop_runs_once(library: Library) -> None:
             assert chunks == 1 if threads == 1 else chunks == (wanted or parts)
 
 
+def test_the_number_of_threads_changes_between_loops(library: Library) -> None:
+    """As where another engine is loaded while one computes."""
+    with ThreadPoolExecutor(2) as pool:
+        for threads in (4, 1, 3, 2) * 5:
+            begun, may_end = threading.Event(), threading.Event()
+
+            def body(chunk: int, chunks: int, begun: Any = begun, may_end: Any = may_end) -> int:
+                begun.set()
+                return 0 if may_end.wait(60) else 1
+
+            loop = pool.submit(library.launch, body, 8)
+            assert begun.wait(60)
+            change = pool.submit(library.set_num_threads, threads)
+            may_end.set()
+            assert (loop.result(60), change.result(60)) == (0, 0)
+
+
 class HeldUp:
     """A loop of eight parts, of which the worker takes two and stays in the first of them until the launcher has done
     all others."""
