@@ -26,6 +26,7 @@ from .vector import Expr, exp2, settled
 _DIGITS, _DIGIT_BITS = 5, 6  # of the bits of a weight, the largest of which is 1
 _BINS = 1 << _DIGIT_BITS
 _FIRST_FLOOR = -8.0  # exponents of 2: nearly all of the weight of most distributions is above it
+_LEAST_WEIGHT = 1e-37
 _LAST_FLOOR = -125.0  # exp2 goes no deeper: what is below has no weight
 SETTINGS = ("scale", "top_k", "top_p", "min_p", "least", "count")
 
@@ -275,12 +276,25 @@ def _choose_of_all(logits, sums, exponent: Callable[[Expr], Expr], target: Expr,
         with T.If(running.get() > target), T.Then():
             open_.set(0)
     first = settled(chosen.get() * SAMPLING_BLOCK, "int64")
-    running.set(before.get())
+    # The block's sum was rounded: what counts is which part of it the target takes.
+    part = (target - before.get()) / T.cast(T.max(sums[chosen.get()], T.float32(_LEAST_WEIGHT)), "float64")
+    part = settled(T.min(part, T.float64(1 - 2**-53)), "float64")
+
+    def each(do: Callable[[Expr, Expr], None]) -> None:
+        with T.serial(0, T.min(T.int64(SAMPLING_BLOCK), count - first)) as i:
+            power = exponent(logits[first + i])
+            with T.If(tirx.all(open_.get() == 1, power > _LAST_FLOOR)), T.Then():
+                do(first + i, settled(exp2(power, 1), "float32"))
+
+    exact = Cell("float64", 0.0)
     open_.set(1)
-    with T.serial(0, T.min(T.int64(SAMPLING_BLOCK), count - first)) as i:
-        power = exponent(logits[first + i])
-        with T.If(tirx.all(open_.get() == 1, power > _LAST_FLOOR)), T.Then():
-            running.add(settled(exp2(power, 1), "float32"))
-            T.buffer_store(token, T.cast(first + i, "int32"), [0])
-            with T.If(running.get() > target), T.Then():
-                open_.set(0)
+    each(lambda place, weight: exact.add(weight))
+    running.set(0.0)
+
+    def walk(place: Expr, weight: Expr) -> None:
+        running.add(weight)
+        T.buffer_store(token, T.cast(place, "int32"), [0])
+        with T.If(running.get() > part * exact.get()), T.Then():
+            open_.set(0)
+
+    each(walk)
