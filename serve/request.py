@@ -68,7 +68,13 @@ class GenerationRequest(_Strict):
     stream_options: StreamOptions | None = None
     temperature: float | None = None
     top_p: float | None = None
-    user: str | None = None  # who asks; means nothing to a local model
+    # These mean something to OpenAI's service only; they are checked, and nothing comes of them.
+    user: str | None = None
+    safety_identifier: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
     request_id: str | None = None
     top_k: int | None = None
     min_p: float | None = None

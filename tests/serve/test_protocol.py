@@ -161,3 +161,10 @@ def test_answers_with_calls_and_reasoning_are_openai_s() -> None:
 def test_what_an_answer_does_not_have_is_absent() -> None:
     assert set(Message(content="Hi").model_dump()) == {"role", "content", "refusal"}
     assert json.loads(Delta(content="Hi").model_dump_json()) == {"role": None, "content": "Hi"}
+
+
+def test_what_only_openai_s_service_uses_is_accepted() -> None:
+    fields = {"user": "a", "safety_identifier": "b", "metadata": {"c": "d"}, "store": True, "service_tier": "auto",
+              "prompt_cache_key": "e"}  # fmt: skip
+    ChatCompletionRequest.parse({"messages": [], **fields})
+    assert refusal(metadata={"c": 1}).param == "metadata"
