@@ -149,16 +149,15 @@ def test_an_answer_that_is_given_up_frees_its_pages(make: Make, how: str) -> Non
 def test_too_many_requests_are_refused(make: Make) -> None:
     async def test() -> None:
         engine = make(max_waiting=1, max_num_sequence=1)
-        passing = threading.Event()
-        decode = engine.fake.decode  # type: ignore[attr-defined]
+        passes, decode = threading.Semaphore(3), engine.fake.decode  # type: ignore[attr-defined]
+        engine.fake.decode = lambda *given: passes.acquire(timeout=30) and decode(*given)  # type: ignore[attr-defined]
         first = await engine.chat.completions.create(messages=USER, stream=True, max_tokens=200)
-        engine.fake.decode = lambda *arguments: passing.wait(30) and decode(*arguments)  # type: ignore[attr-defined]
         second = asyncio.create_task(engine.chat.completions.create(messages=USER, max_tokens=5))
         while not engine.metrics().waiting:
             await asyncio.sleep(0.001)
         with pytest.raises(OverloadedError, match="try again"):
             await engine.chat.completions.create(messages=USER)
-        passing.set()
+        passes.release(1000)
         assert len([chunk async for chunk in first]) > 1
         assert (await second).usage.completion_tokens == 5
         await idle(engine)
