@@ -238,7 +238,7 @@ def test_threads_that_wait_for_events_share_the_steps(tokenizer: Any) -> None:
     barrier = threading.Barrier(len(prompts))
 
     def read(prompt: list[int]) -> list[int]:
-        job = bench.job(prompt, 20)
+        job = bench.job(prompt, 120)
         barrier.wait()
         bench.scheduler.submit(job)
         while True:
@@ -247,7 +247,7 @@ def test_threads_that_wait_for_events_share_the_steps(tokenizer: Any) -> None:
                 return answer(job)
 
     with ThreadPoolExecutor(len(prompts)) as executor:
-        assert list(executor.map(read, prompts)) == [bench.alone(prompt, 20) for prompt in prompts]
+        assert list(executor.map(read, prompts)) == [bench.alone(prompt, 120) for prompt in prompts]
     assert max(bench.model.batches) > 1
     bench.check_nothing_is_left()
 
