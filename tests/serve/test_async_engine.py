@@ -13,7 +13,6 @@ from mlc_llm.runtime.errors import EngineError, OverloadedError, RequestError
 from mlc_llm.serve import AsyncMLCEngine
 
 USER = [{"role": "user", "content": "Hello!"}]
-ENDLESS = {"ignore_eos": True}  # models without a script say anything, also that they have ended
 Make = Callable[..., AsyncMLCEngine]
 
 
@@ -82,16 +81,12 @@ def test_answers_together_are_those_that_each_is_alone(make: Make) -> None:
 def test_several_answers_to_one_request(make: Make) -> None:
     async def test() -> None:
         engine = make()
-        three = await engine.chat.completions.create(
-            messages=USER, n=3, seed=5, max_tokens=12, temperature=1.0, extra_body=ENDLESS
-        )
+        three = await engine.chat.completions.create(messages=USER, n=3, seed=5, max_tokens=12, temperature=1.0)
         texts = [choice.message.content for choice in three.choices]
         assert [choice.index for choice in three.choices] == [0, 1, 2]
         assert len(set(texts)) == 3
         for index, text in enumerate(texts):
-            one = await engine.chat.completions.create(
-                messages=USER, seed=5 + index, max_tokens=12, temperature=1.0, extra_body=ENDLESS
-            )
+            one = await engine.chat.completions.create(messages=USER, seed=5 + index, max_tokens=12, temperature=1.0)
             assert one.choices[0].message.content == text
         assert three.usage.completion_tokens == 36
         assert three.usage.prompt_tokens == one.usage.prompt_tokens
@@ -123,7 +118,7 @@ def test_errors_come_before_the_stream(make: Make) -> None:
 def test_an_answer_that_is_given_up_frees_its_pages(make: Make, how: str) -> None:
     async def test() -> None:
         engine = make(context_window=4000, pages=4000)
-        stream = await engine.chat.completions.create(messages=USER, stream=True, request_id="it", extra_body=ENDLESS)
+        stream = await engine.chat.completions.create(messages=USER, stream=True, request_id="it")
         for _ in range(3):
             await anext(stream)
         if how == "close":
@@ -155,8 +150,8 @@ def test_too_many_requests_are_refused(make: Make) -> None:
         engine = make(max_waiting=1, max_num_sequence=1)
         passes, decode = threading.Semaphore(3), engine.fake.decode  # type: ignore[attr-defined]
         engine.fake.decode = lambda *given: passes.acquire(timeout=30) and decode(*given)  # type: ignore[attr-defined]
-        first = await engine.chat.completions.create(messages=USER, stream=True, max_tokens=200, extra_body=ENDLESS)
-        second = asyncio.create_task(engine.chat.completions.create(messages=USER, max_tokens=5, extra_body=ENDLESS))
+        first = await engine.chat.completions.create(messages=USER, stream=True, max_tokens=200)
+        second = asyncio.create_task(engine.chat.completions.create(messages=USER, max_tokens=5))
         while not engine.metrics().waiting:
             await asyncio.sleep(0.001)
         with pytest.raises(OverloadedError, match="try again"):
@@ -181,9 +176,7 @@ def test_a_defect_ends_the_answers_but_not_the_engine(make: Make, capfd: pytest.
         with pytest.raises(EngineError, match="the engine failed: KeyError"):
             await engine.chat.completions.create(messages=USER)
         engine.fake.decode = decode  # type: ignore[attr-defined]
-        assert (
-            await engine.chat.completions.create(messages=USER, max_tokens=3, extra_body=ENDLESS)
-        ).usage.completion_tokens == 3
+        assert (await engine.chat.completions.create(messages=USER, max_tokens=3)).usage.completion_tokens == 3
 
     run(test)
     assert "Traceback" in capfd.readouterr().err
@@ -192,7 +185,7 @@ def test_a_defect_ends_the_answers_but_not_the_engine(make: Make, capfd: pytest.
 def test_a_terminated_engine_says_so(make: Make) -> None:
     async def test() -> None:
         engine = make(context_window=4000, pages=4000)
-        stream = await engine.chat.completions.create(messages=USER, stream=True, extra_body=ENDLESS)
+        stream = await engine.chat.completions.create(messages=USER, stream=True, temperature=0)
         engine.terminate()
         engine.terminate()
         with pytest.raises(EngineError, match="terminated"):
