@@ -128,9 +128,7 @@ def compare_schemes(model: str, quantizations: list[str], tokens: int, work: Pat
         begin = time.perf_counter()
         name, _, level = quantization.partition(":")
         opt = FLOAT32 if name == REFERENCE else level or "O2"
-        # a folder of its own: a library of the same path would not be loaded again
-        output = work / quantization.replace(":", "-")
-        result = compile_model(CompileOptions(model, quantization=name, opt=opt, output=output))
+        result = compile_model(CompileOptions(model, quantization=name, opt=opt, output=work / name))
         ids = text_ids(result.folder, tokens)
         loaded = load(result.folder, result.library, tokens)
         logits = prompt_logits(loaded, loaded.add_sequence(), ids)

@@ -28,6 +28,8 @@ FUNCTIONS = (
 MODEL_FOLDER = "<model folder>"  # stands in a refusal for the folder, which a library does not know
 _CPU = (1, 0)  # DLPack's kDLCPU, device 0
 _POOLED_ALLOCATOR = 2
+# Path of each file that was loaded -> what it was at each time: device, inode, bytes, time of its last change.
+_loaded: dict[str, list[tuple[int, int, int, int]]] = {}
 
 
 class Library:
@@ -100,7 +102,7 @@ def _load(path: Path) -> tuple[Any, Any]:
         )
     load_runtime()
     try:
-        executable = ffi.load_module(str(path.resolve()))
+        executable = ffi.load_module(_current_name(path))
         if not executable.implements_function("vm_load_executable"):
             raise ModelFileError(f"{path} is not a model library: it holds no compiled model")
         machine = executable["vm_load_executable"]()
@@ -112,6 +114,22 @@ def _load(path: Path) -> tuple[Any, Any]:
             f"{path} cannot be loaded by TVM {tvm_version()} ({one_line(error)}): {_recompile()}"
         ) from None
     return executable, machine
+
+
+def _current_name(path: Path) -> str:
+    """A name of the file under which the system loads what is in it now.
+
+    `dlopen` returns what it has loaded under a name before, as long as someone uses that, also when another file has
+    taken the name since. It compares letters: each file that was found at `path` gets a spelling of its own, with one
+    "/." more. (Whoever writes over the bytes of a loaded file, instead of replacing it, breaks what is loaded.)
+    """
+    real = path.resolve()
+    status = real.stat()
+    file = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    files = _loaded.setdefault(str(real), [])
+    if file not in files:
+        files.append(file)
+    return f"{real.parent}{'/.' * files.index(file)}/{real.name}"
 
 
 def _describe(path: Path, machine: Any) -> tuple[str, LibraryMetadata]:

@@ -84,15 +84,22 @@ def test_what_is_no_model_library(tmp_path: Path) -> None:
 
 
 def test_a_library_replaced_by_another_is_loaded_anew(tmp_path: Path, config: ChatConfig) -> None:
-    """A refused library is compiled again to the same path, within the process that refused it."""
-    path = tmp_path / "model.so"
-    builder = tiny_model.LibraryBuilder()
-    everything = (*FUNCTIONS, "transpose_head")
-    for tvm_version in ("0.1.0", "0.2.0"):
-        builder.build(tmp_path / "new.so", {**tiny_model.metadata(config), "tvm_version": tvm_version}, everything)
-        (tmp_path / "new.so").replace(path)
-        with pytest.raises(ModelFileError, match=rf"was compiled with TVM {tvm_version}, installed is 0\.27"):
-            Library.load(path)
+    """A library is compiled again to the same path, within a process that refused it or that still uses it."""
+    path, builder = tmp_path / "model.so", tiny_model.LibraryBuilder()
+    (tmp_path / "link.so").symlink_to(path)
+    fitting = builder.build(tmp_path / "fitting.so", tiny_model.metadata(config))
+    stale = builder.build(tmp_path / "stale.so", {**tiny_model.metadata(config), "tvm_version": "0.1.0"})
+    used = []
+    for _ in range(3):
+        for source, name in ((stale, "model.so"), (fitting, "model.so"), (stale, "link.so"), (fitting, "link.so")):
+            shutil.copy(source, tmp_path / "new.so")
+            (tmp_path / "new.so").replace(path)
+            if source == fitting:
+                used += [Library.load(tmp_path / name), Library.load(path)]
+            else:
+                with pytest.raises(ModelFileError, match=r"was compiled with TVM 0\.1\.0, installed is 0\.27"):
+                    Library.load(tmp_path / name)
+    assert {library["_metadata"]() for library in used} == {json.dumps(tiny_model.metadata(config))}
 
 
 def test_a_library_that_fits(load: Load) -> None:
