@@ -1,12 +1,13 @@
 """`mlc bench`: how fast a compiled model runs on this machine."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .options import FILE_OR_FOLDER, threads_option
+from .options import FILE_OR_FOLDER, Function, number_option, threads_option
 from .output import print_columns, print_json, print_table, size
 from .progress import Lines
 
@@ -27,50 +28,20 @@ def read_counts(ctx: click.Context, param: click.Parameter, value: str) -> tuple
     return tuple(dict.fromkeys(counts))
 
 
+def counts_option(name: str, *, default: str, help: str) -> Callable[[Function], Function]:
+    """An option that takes such numbers."""
+    return click.option(name, callback=read_counts, default=default, show_default=True, metavar="N[,N...]", help=help)
+
+
 @click.command("bench", short_help="Measure how fast a model runs here.")
 @click.argument("model")
 @click.option("--model-lib", type=FILE_OR_FOLDER, metavar="FILE", help="Model library, instead of the one of MODEL.")
 @click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="What to run on: auto or cpu.")
-@click.option(
-    "--prompt-length",
-    callback=read_counts,
-    default="512",
-    show_default=True,
-    metavar="N[,N...]",
-    help="Tokens of the prompts of which prefill is measured.",
-)
-@click.option(
-    "--generate",
-    type=click.IntRange(1, MAX_COUNT),
-    default=128,
-    show_default=True,
-    metavar="N",
-    help="Tokens that each sequence decodes in a round.",
-)
-@click.option(
-    "--batch-size",
-    callback=read_counts,
-    default="1",
-    show_default=True,
-    metavar="N[,N...]",
-    help="Sequences that decode together.",
-)
-@click.option(
-    "--depth",
-    callback=read_counts,
-    default="32",
-    show_default=True,
-    metavar="N[,N...]",
-    help="Tokens that each sequence holds already when decoding begins.",
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(1, 1000),
-    default=5,
-    show_default=True,
-    metavar="N",
-    help="How often everything is measured.",
-)
+@counts_option("--prompt-length", default="512", help="Tokens of the prompts of which prefill is measured.")
+@number_option("--generate", 1, MAX_COUNT, default=128, help="Tokens that each sequence decodes in a round.")
+@counts_option("--batch-size", default="1", help="Sequences that decode together.")
+@counts_option("--depth", default="32", help="Tokens that each sequence holds already when decoding begins.")
+@number_option("--rounds", 1, 1000, default=5, help="How often everything is measured.")
 @threads_option()
 @click.option(
     "--json", "as_json", is_flag=True, help="Print everything as one JSON object, with the figures of each round."

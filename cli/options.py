@@ -53,12 +53,17 @@ def model_type_option() -> Callable[[Function], Function]:
 
 def threads_option() -> Callable[[Function], Function]:
     """`--threads`."""
-    return click.option(
-        "--threads",
-        type=click.IntRange(1, MAX_THREADS),
-        metavar="N",
-        help="Threads that run the kernels. Default: one for each physical core.",
+    return number_option(
+        "--threads", 1, MAX_THREADS, help="Threads that run the kernels. Default: one for each physical core."
     )
+
+
+def number_option(
+    name: str, least: int, most: int | None, *, default: int | None = None, help: str
+) -> Callable[[Function], Function]:
+    """An option that takes a whole number from `least` to `most`."""
+    kind = click.IntRange(least, most)
+    return click.option(name, type=kind, default=default, show_default=default is not None, metavar="N", help=help)
 
 
 def refuse(flag: str, value: str, reason: str) -> UsageError:

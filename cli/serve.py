@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..runtime.errors import UsageError
-from .options import FILE_OR_FOLDER, refuse, threads_option
+from .options import FILE_OR_FOLDER, number_option, refuse, threads_option
 from .serve_options import server_options, settings_of
 
 if TYPE_CHECKING:
@@ -34,14 +34,11 @@ _ENGINE_OVERRIDES: dict[str, tuple[str, Callable[[str], float]]] = {
     metavar="MODE",
     help="How much memory the KV cache gets: local, interactive (one user) or server.",
 )
-@click.option("--max-batch-size", type=click.IntRange(1), metavar="N", help="Sequences that run at a time.")
-@click.option(
-    "--max-total-seq-length",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Tokens whose keys and values are kept, of all sequences together.",
+@number_option("--max-batch-size", 1, None, help="Sequences that run at a time.")
+@number_option(
+    "--max-total-seq-length", 1, None, help="Tokens whose keys and values are kept, of all sequences together."
 )
-@click.option("--prefill-chunk-size", type=click.IntRange(1), metavar="N", help="Tokens of a prompt per step.")
+@number_option("--prefill-chunk-size", 1, None, help="Tokens of a prompt per step.")
 @click.option(
     "--prefix-cache-mode",
     type=click.Choice(["radix", "disable"]),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .options import number_option
 from .values import read_names, read_size
 
 if TYPE_CHECKING:
@@ -12,7 +13,17 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_SECONDS = click.FloatRange(0, 86400)
+
+def _names_option(*flags: str, default: str | None = None, help: str) -> Callable[[Function], Function]:
+    """An option that takes a JSON list of names."""
+    shown = default is not None
+    return click.option(*flags, callback=read_names, default=default, show_default=shown, metavar="JSON", help=help)
+
+
+def _size_option(flag: str, *, default: str, help: str) -> Callable[[Function], Function]:
+    """An option that takes a number of bytes."""
+    return click.option(flag, callback=read_size, default=default, show_default=True, metavar="BYTES", help=help)
+
 
 _OPTIONS = (
     click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address to listen on."),
@@ -26,37 +37,20 @@ _OPTIONS = (
     ),
     click.option("--api-key", metavar="KEY", help="Key that every path but /health asks for, as a bearer token."),
     click.option("--allow-credentials", is_flag=True, help="Let web pages of the named origins send credentials."),
-    click.option(
+    _names_option(
         "--allowed-origins",
         "--allow-origins",
-        callback=read_names,
         default='["*"]',
-        show_default=True,
-        metavar="JSON",
         help="Origins of web pages that may call the server: a JSON list.",
     ),
-    click.option(
-        "--allowed-methods",
-        "--allow-methods",
-        callback=read_names,
-        default='["*"]',
-        show_default=True,
-        metavar="JSON",
-        help="Methods that they may use: a JSON list.",
+    _names_option(
+        "--allowed-methods", "--allow-methods", default='["*"]', help="Methods that they may use: a JSON list."
     ),
-    click.option(
-        "--allowed-headers",
-        "--allow-headers",
-        callback=read_names,
-        default='["*"]',
-        show_default=True,
-        metavar="JSON",
-        help="Headers that they may send: a JSON list.",
+    _names_option(
+        "--allowed-headers", "--allow-headers", default='["*"]', help="Headers that they may send: a JSON list."
     ),
-    click.option(
+    _names_option(
         "--allowed-hosts",
-        callback=read_names,
-        metavar="JSON",
         help="Names that a Host header may have: a JSON list. Default: those of the loopback when it is what the "
         "server listens on, else all.",
     ),
@@ -66,63 +60,28 @@ _OPTIONS = (
     click.option("--unity-catalog-url", metavar="URL", help="Unity Catalog server that describes uc_function tools."),
     click.option("--enable-tracing", is_flag=True, help="Record a trace of every request."),
     click.option("--enable-debug", is_flag=True, help="Serve /debug."),
-    click.option(
+    number_option(
         "--max-concurrent-requests",
-        type=click.IntRange(1, 100_000),
+        1,
+        100_000,
         default=256,
-        show_default=True,
-        metavar="N",
         help="Requests in the works at a time, waiting ones included; more get 429.",
     ),
-    click.option(
-        "--max-waiting",
-        type=click.IntRange(1, 100_000),
-        default=1024,
-        show_default=True,
-        metavar="N",
-        help="Answers that may wait for their turn; more get 503.",
+    number_option(
+        "--max-waiting", 1, 100_000, default=1024, help="Answers that may wait for their turn; more get 503."
     ),
-    click.option(
-        "--max-choices",
-        type=click.IntRange(1, 128),
-        default=128,
-        show_default=True,
-        metavar="N",
-        help="Answers that one request may ask for: n for each of its prompts.",
+    number_option(
+        "--max-choices", 1, 128, default=128, help="Answers that one request may ask for: n for each of its prompts."
     ),
-    click.option(
-        "--max-output-tokens",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Tokens that an answer may have. Default: what the context holds.",
+    number_option(
+        "--max-output-tokens", 1, None, help="Tokens that an answer may have. Default: what the context holds."
     ),
-    click.option(
-        "--max-messages",
-        type=click.IntRange(1, 100_000),
-        default=4096,
-        show_default=True,
-        metavar="N",
-        help="Messages that a conversation may have.",
-    ),
-    click.option(
-        "--max-body-size",
-        callback=read_size,
-        default="16M",
-        show_default=True,
-        metavar="BYTES",
-        help="Largest body of a request.",
-    ),
-    click.option(
-        "--max-header-size",
-        callback=read_size,
-        default="32K",
-        show_default=True,
-        metavar="BYTES",
-        help="Largest headers of a request.",
-    ),
+    number_option("--max-messages", 1, 100_000, default=4096, help="Messages that a conversation may have."),
+    _size_option("--max-body-size", default="16M", help="Largest body of a request."),
+    _size_option("--max-header-size", default="32K", help="Largest headers of a request."),
     click.option(
         "--shutdown-timeout",
-        type=_SECONDS,
+        type=click.FloatRange(0, 86400),
         default=30,
         show_default=True,
         metavar="SECONDS",

@@ -65,7 +65,7 @@ def _padded_row(op: Matmul, x):
         T.buffer_store(total, T.float32(0), [0])
         with T.serial(0, size) as i:
             column = g * size + i
-            value = T.cast(x[0, 0, column], "float32")
+            value = x[0, 0, column]
             if op.padded_columns != op.in_features:
                 value = T.if_then_else(column < op.in_features, value, T.float32(0))
             T.buffer_store(total, total[0] + value, [0])
@@ -155,9 +155,7 @@ def gemm(op: Matmul, *, rows: int, tiles_at_once: int) -> tirx.PrimFunc:
 
 
 def _column_blocks(op: Matmul) -> list[tuple[int, int]]:
-    """(first, count) of the column blocks that are widened at a time. Results that are not float32 take one block."""
-    if op.out_dtype != "float32":
-        return [(0, op.padded_columns)]
+    """(first, count) of the column blocks that are widened at a time."""
     unit = op.storage.group_size if isinstance(op.storage, GroupStorage) else 1
     step = max(unit, _MAX_WIDENED_COLUMNS // unit * unit)
     return [(first, min(step, op.padded_columns - first)) for first in range(0, op.padded_columns, step)]
@@ -169,7 +167,7 @@ def _pack_blocks(op: Matmul, x, packed, blocks, count, rows: int, position) -> N
         for r in range(rows):
             m = T.min(block * rows + r, count - 1)
             with T.serial(0, op.in_features) as c:
-                T.buffer_store(packed, T.cast(x[(*position(m), c)], "float32"), [block, c, r])
+                T.buffer_store(packed, x[(*position(m), c)], [block, c, r])
             if op.padded_columns > op.in_features:
                 with T.serial(0, op.padded_columns - op.in_features) as c:
                     T.buffer_store(packed, T.float32(0), [block, op.in_features + c, r])

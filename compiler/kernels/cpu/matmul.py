@@ -23,8 +23,6 @@ class Matmul:
     out_features: int
     in_features: int
     storage: Storage
-    in_dtype: str = "float32"
-    out_dtype: str = "float32"
     bias: bool = False
     residual: bool = False
     norm_eps: float | None = None
@@ -57,14 +55,13 @@ class Matmul:
 
     def declare(self, k: Kernel, batch, seq) -> "Arguments":
         """The arguments in their order."""
-        x = k.input("x", (batch, seq, self.in_features), self.in_dtype)
+        x = k.input("x", (batch, seq, self.in_features), "float32")
         norm = k.input("norm", (self.in_features,), "float32") if self.norm_eps is not None else None
         weight = PackedWeight(k, self.storage, self.out_features, self.in_features)
         bias = k.input("bias", (self.out_features,), "float32") if self.bias else None
         residual = k.input("residual", (batch, seq, self.out_features), "float32") if self.residual else None
-        return Arguments(
-            x, norm, weight, bias, residual, k.input("y", (batch, seq, self.result_features), self.out_dtype)
-        )
+        y = k.input("y", (batch, seq, self.result_features), "float32")
+        return Arguments(x, norm, weight, bias, residual, y)
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,7 @@ def row_value(op: Matmul, arguments: Arguments, row):
     x = arguments.x
 
     def plain(column, count: int):
-        index = lanes(column, count) if count > 1 else column
-        return T.cast(x[(*row, index)], "float32" if count == 1 else f"float32x{count}")
+        return x[(*row, lanes(column, count) if count > 1 else column)]
 
     if op.norm_eps is None:
         return plain
@@ -115,7 +111,7 @@ def inverse_root_mean_square(value, columns: int, eps: float):
 
 
 def store_outputs(op: Matmul, arguments: Arguments, values: list, tile_numbers: list, row) -> None:
-    """Write the sums of some tiles, each float32 x 16, for one row: bias, activation, residual, conversion."""
+    """Write the sums of some tiles, each float32 x 16, for one row: bias, activation, residual."""
     if op.swiglu:
         gate, up = (local(), local())
         for cell, value, tile in zip((gate, up), values, tile_numbers, strict=True):
@@ -136,25 +132,25 @@ def silu(x, count: int):
 
 
 def store_tile(op: Matmul, value, tile, row, bias, residual, y) -> None:
-    """Write 16 outputs: bias, residual, conversion; the last tiles are cut where the matrix ends."""
+    """Write 16 outputs: bias, residual; the last tiles are cut where the matrix ends."""
     column = tile * TILE
 
-    def finish(v, index, count: int):
+    def finish(v, index):
         if bias is not None:
             v = v + bias[index]
         if residual is not None:
             v = v + residual[(*row, index)]
-        return v if op.out_dtype == "float32" else T.cast(v, op.out_dtype if count == 1 else f"{op.out_dtype}x{count}")
+        return v
 
     if op.out_features % TILE == 0:
         index = lanes(column)
         if op.out_features == tiles(op.out_features) * TILE:
-            T.buffer_store(y, finish(value, index, TILE), [*row, index])
+            T.buffer_store(y, finish(value, index), [*row, index])
         else:
             with T.If(column < op.out_features), T.Then():
-                T.buffer_store(y, finish(value, index, TILE), [*row, index])
+                T.buffer_store(y, finish(value, index), [*row, index])
         return
     spill = local()
     store(spill, value)
     with T.serial(0, TILE) as lane, T.If(column + lane < op.out_features), T.Then():
-        T.buffer_store(y, finish(spill[lane], column + lane, 1), [*row, column + lane])
+        T.buffer_store(y, finish(spill[lane], column + lane), [*row, column + lane])

@@ -105,11 +105,11 @@ class GroupStorage:
             parts |= {f"super_{name}": factors for name in ("scales", "minima") if name in parts}
         return parts
 
-    def code(self, word, index: int, count: int = TILE):
-        """Code `index` of a word (or of a vector of words) as float32, without the zero point taken off."""
-        shifted = T.shift_right(word, _splat(T.int32(index * self.bits), count)) if index else word
-        masked = T.bitwise_and(shifted, _splat(T.int32(2**self.bits - 1), count))
-        return T.cast(masked, _vector("float32", count))
+    def code(self, words, index: int):
+        """Code `index` of each of 16 words as float32, without the zero point taken off."""
+        shifted = T.shift_right(words, T.broadcast(T.int32(index * self.bits), TILE)) if index else words
+        masked = T.bitwise_and(shifted, T.broadcast(T.int32(2**self.bits - 1), TILE))
+        return T.cast(masked, _vector("float32", TILE))
 
 
 @dataclass(frozen=True)

@@ -121,15 +121,6 @@ def check_products(processor: str, scheme: str, n: int, k: int) -> None:
         np.testing.assert_allclose(y, expected, atol=tolerance if SCHEMES[scheme].kind == "group" else 1e-5)
 
 
-def test_half_precision_input_and_output() -> None:
-    storage, packed, matrix = weights("q4f16_1", 32, 64)
-    x = np.random.default_rng(0).standard_normal((1, 5, 64)).astype(np.float16)
-    y = np.zeros((1, 5, 32), np.float16)
-    op = Matmul(32, 64, storage, in_dtype="float16", out_dtype="float16")
-    run(gemm(op, rows=12, tiles_at_once=2), "native", x, *packed, y)
-    np.testing.assert_allclose(y, (x.astype(np.float32) @ matrix.T).astype(np.float16), atol=4e-3)
-
-
 def test_many_columns_are_widened_in_blocks() -> None:
     storage, packed, matrix = weights("q0f32", 16, 4100)
     x = np.random.default_rng(0).standard_normal((1, 3, 4100)).astype(np.float32)
