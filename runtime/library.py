@@ -25,6 +25,7 @@ FUNCTIONS = (
     "block_exp_sum",
     "sample_token",
 )  # fmt: skip
+HIDDEN_STATES = "batch_hidden_states"  # the function that embeddings need; older libraries lack it
 MODEL_FOLDER = "<model folder>"  # stands in a refusal for the folder, which a library does not know
 _CPU = (1, 0)  # DLPack's kDLCPU, device 0
 _POOLED_ALLOCATOR = 2
@@ -68,12 +69,19 @@ class Library:
         while one of them computes."""
         self["set_num_threads"](count)
 
-    def __getitem__(self, name: str) -> Any:
-        """A function of the model, or a kernel. Raises ModelFileError if the library has none of that name."""
+    def get(self, name: str) -> Any:
+        """A function of the model, or a kernel; None if the library has none of that name."""
         for module in (self._machine, self._executable):
             if module.implements_function(name, True):
                 return module.get_function(name, True)
-        raise ModelFileError(f"{self.path} has no function {name!r}: {_recompile()}")
+        return None
+
+    def __getitem__(self, name: str) -> Any:
+        """The same. Raises ModelFileError if the library has none of that name."""
+        function = self.get(name)
+        if function is None:
+            raise ModelFileError(f"{self.path} has no function {name!r}: {_recompile()}")
+        return function
 
     def _check_functions(self) -> None:
         wanted = [*FUNCTIONS, *(step.func_name for param in self.metadata.params for step in param.preprocs)]

@@ -12,7 +12,7 @@ from .errors import EngineError, RequestError
 from .ffi import Function, Tensor
 from .kv_cache import KVCache
 from .lazy_array import LazyArray
-from .library import Library
+from .library import HIDDEN_STATES, Library
 from .parameters import Progress, load_parameters
 from .sampling_kernels import Cuts, Draws, LibraryDraws, LibrarySampling, SamplingKernels
 from .tvm_runtime import ALIGNMENT, Arena, one_line
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Logits: TypeAlias = "npt.NDArray[np.float32] | LazyArray"
 Result = TypeVar("Result")
+
+MOST_EMBEDDED = 16  # texts of one pass: the cache has this many sequences beside those of answers
 
 
 class Pages(Protocol):
@@ -64,6 +66,9 @@ class LanguageModel(Protocol):
     def decode_and_sample(
         self, sequences: Sequence[int], tokens: Sequence[int], draws: Draws, uniforms: list[float]
     ) -> list[int]: ...
+    @property
+    def embedded_at_once(self) -> int: ...
+    def hidden_states(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> "npt.NDArray[np.float32]": ...
 
 
 class Model:
@@ -74,13 +79,15 @@ class Model:
         self.metadata: LibraryMetadata = metadata
         self.context_window = context_window
         self.vocab_size = min(metadata.active_vocab_size, metadata.vocab_size)
-        self.max_num_sequence = cache.max_num_sequence
+        self.embedded_at_once = _embedded_at_once(library)
+        self.max_num_sequence = cache.max_num_sequence - self.embedded_at_once
         self.prefill_chunk_size = metadata.prefill_chunk_size
         self.pages = cache
         self.sampling = LibrarySampling(library, metadata.vocab_size, cache.max_num_sequence)
         self._library = library
         self._params = params
-        self._functions = {name: library[name] for name in ("prefill", "decode", "batch_decode", "batch_verify")}
+        names = ("prefill", "decode", "batch_decode", "batch_verify", HIDDEN_STATES)
+        self._functions = {name: library.get(name) for name in names}
         room = max(self.prefill_chunk_size, cache.max_num_sequence)
         self._tokens = Arena(4 * room + ALIGNMENT).tensor((room,), "int32")
         self._token_buffer = self._tokens.bytes().cast("i")
@@ -112,7 +119,7 @@ class Model:
         metadata = library.metadata
         cache = KVCache(
             metadata.kv_cache,
-            max_num_sequence=max_num_sequence,
+            max_num_sequence=max_num_sequence + _embedded_at_once(library),
             max_total_sequence_length=max_total_sequence_length,
             max_new_tokens=metadata.prefill_chunk_size,
         )
@@ -143,7 +150,7 @@ class Model:
         self._check_tokens(tokens)
         self.pages.require_room([sequence], [len(tokens)])  # for all of them, before the first is computed
         for start in range(0, len(tokens), self.prefill_chunk_size):
-            logits = self._forward("prefill", sequence, tokens[start : start + self.prefill_chunk_size])
+            logits = self._forward("prefill", [sequence], [tokens[start : start + self.prefill_chunk_size]])
         return LazyArray(logits.address, (self.vocab_size,), logits)
 
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits:
@@ -204,19 +211,34 @@ class Model:
 
         Raises CacheFullError, before anything changes, when the cache has no room for them.
         """
-        logits = self._forward("batch_verify", sequence, tokens)
+        logits = self._forward("batch_verify", [sequence], [tokens])
         return LazyArray(logits.address, (len(tokens), self.vocab_size), logits, self.metadata.vocab_size)
 
-    def _forward(self, name: str, sequence: int, tokens: Sequence[int]) -> Tensor:
-        """One pass of the library's function `name` over new tokens of a sequence."""
-        count = len(tokens)
-        self._token_buffer[:count] = array("i", tokens)
-        state = self.pages.begin_forward([sequence], [count])
+    def hidden_states(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> "npt.NDArray[np.float32]":
+        """Append tokens to each of at most `embedded_at_once` sequences, `prefill_chunk_size` in all.
+
+        Returns the last hidden states of all of them one after another, [tokens, hidden]. Raises CacheFullError,
+        before anything changes, when the cache has no room for them.
+        """
+        for some in tokens:
+            self._check_tokens(some)
+        states = self._forward(HIDDEN_STATES, sequences, tokens)
+        _, count, features = states.shape
+        return LazyArray(states.address, (count, features), states).numpy()
+
+    def _forward(self, name: str, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> Tensor:
+        """One pass of the library's function `name` over new tokens of sequences, which differ."""
+        counts = [len(some) for some in tokens]
+        count, start = sum(counts), 0
+        for some, length in zip(tokens, counts, strict=True):
+            self._token_buffer[start : start + length] = array("i", some)
+            start += length
+        state = self.pages.begin_forward(sequences, counts)
         try:
-            logits: Tensor = self._functions[name](self._tokens.view((count,)), state, self._params)
-            return logits
+            result: Tensor = self._functions[name](self._tokens.view((count,)), state, self._params)
+            return result
         except BaseException as error:
-            self._give_up(name, [sequence], error)
+            self._give_up(name, sequences, error)
             raise
 
     def _decoder(self, count: int) -> Callable[[], Tensor]:
@@ -256,3 +278,8 @@ class Model:
             raise RequestError(
                 f"token {token} is not in the vocabulary of {self.metadata.vocab_size}", code="invalid_value"
             )
+
+
+def _embedded_at_once(library: Library) -> int:
+    """Texts that one pass may embed; none with a library that was made without the function for it."""
+    return 0 if library.get(HIDDEN_STATES) is None else min(MOST_EMBEDDED, library.metadata.max_batch_size)

@@ -32,7 +32,7 @@ def sample(logits: Tensor, settings: Tensor, uniforms: Tensor, tokens: Tensor) -
 
 
 class CausalLM(nn.Module):
-    """Base of every decoder-only model. A subclass brings `embed`, `hidden_states` and `logits`.
+    """Base of every decoder-only model. A subclass brings `embed`, `hidden_states`, `final_norm` and `logits`.
 
     The exported functions take token ids, int32; their `kv_cache` is the tuple of tensors that kernels/kv_cache.py
     describes.
@@ -58,8 +58,12 @@ class CausalLM(nn.Module):
         """Embeddings [batch, seq, hidden] -> the last hidden states [batch, seq, hidden], before the final norm."""
         raise NotImplementedError
 
+    def final_norm(self, hidden_states: Tensor) -> Tensor:
+        """Hidden states [batch, seq, hidden] -> those that logits and embeddings are made of."""
+        raise NotImplementedError
+
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """Hidden states [batch, seq, hidden] -> float32 logits [batch, seq, vocab]."""
+        """Hidden states, not normed yet, [batch, seq, hidden] -> float32 logits [batch, seq, vocab]."""
         raise NotImplementedError
 
     def prefill(self, input_ids: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
@@ -94,6 +98,10 @@ class CausalLM(nn.Module):
         """Logits after every token: [total] -> [1, total, vocab]."""
         return self.logits(self._hidden_states(input_ids, kv_cache))
 
+    def batch_hidden_states(self, input_ids: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
+        """What embeddings of texts are made of: [total] -> normed hidden states [1, total, hidden]."""
+        return self.final_norm(self._hidden_states(input_ids, kv_cache))
+
     def _hidden_states(self, input_ids: Tensor, kv_cache: Sequence[Tensor], decodes: bool = False) -> Tensor:
         embeds = self.embed(input_ids)
         tokens, hidden = embeds.shape
@@ -119,4 +127,5 @@ class CausalLM(nn.Module):
             "batch_prefill": forward("seq_len", "batch_size", logit_positions=nn.spec.Tensor(["count"], "int32")),
             "batch_decode": decode("batch_size"),
             "batch_verify": forward("seq_len", "batch_size"),
+            "batch_hidden_states": forward("seq_len", "batch_size"),
         }

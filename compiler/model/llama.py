@@ -222,8 +222,11 @@ class LlamaForCausalLM(CausalLM):
     def hidden_states(self, input_embeds: Tensor, kv_cache: PagedKVCache) -> Tensor:
         return self.model(input_embeds, kv_cache)
 
+    def final_norm(self, hidden_states: Tensor) -> Tensor:
+        return self.model.norm(hidden_states)
+
     def logits(self, hidden_states: Tensor) -> Tensor:
-        normed = self.model.norm(hidden_states)
+        normed = self.final_norm(hidden_states)
         return self.model.embed_tokens.lm_head(normed) if self.lm_head is None else self.lm_head(normed)
 
 

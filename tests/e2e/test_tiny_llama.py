@@ -107,6 +107,20 @@ def test_logits_equal_transformers(variant: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(compiled.decode([steps], [tokens[100]])[0], expected[100], atol=2e-4)
 
 
+def test_hidden_states_equal_transformers(tmp_path: Path) -> None:
+    model = random_model(2)
+    compiled = load(write_model(model, tmp_path / "source"), tmp_path / "out", "q0f32")
+    random = np.random.default_rng(0)
+    texts = [random.integers(0, BASE["vocab_size"], count).tolist() for count in (100, 1, 30)]
+    with torch.no_grad():
+        expected = [model.model(torch.tensor([text])).last_hidden_state[0].numpy() for text in texts]
+    long, *others = (compiled.add_sequence() for _ in texts)
+    begun = compiled.hidden_states([long], [texts[0][:64]])
+    np.testing.assert_allclose(begun, expected[0][:64], atol=2e-4)
+    together = compiled.hidden_states([long, *others], [texts[0][64:], *texts[1:]])
+    np.testing.assert_allclose(together, np.concatenate([expected[0][64:], *expected[1:]]), atol=2e-4)
+
+
 def test_a_sliding_window_hides_older_tokens(tmp_path: Path) -> None:
     model = random_model(3)
     source = write_model(model, tmp_path / "source")
