@@ -41,7 +41,7 @@ class AsyncMLCEngine:
             async for chunk in stream:
                 ...
 
-    Closing a stream, or cancelling the task that reads it, ends the answer within one step.
+    Closing a stream, or cancelling the task that waits for its next chunk, ends the answer within one step.
     """
 
     def __init__(

@@ -39,10 +39,10 @@ class EngineThread:
             while unfinished:
                 came = False
                 for index, job in list(unfinished.items()):
-                    if len(job.events) >= MOST_UNREAD:
-                        self._notify()
                     while job.events:
                         event, came = job.events.popleft(), True
+                        if len(job.events) >= MOST_UNREAD - 1:  # only after it is taken: the thread looks at once
+                            self._notify()
                         if type(event) is Finish:
                             del unfinished[index]
                         yield index, event

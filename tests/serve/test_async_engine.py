@@ -10,9 +10,11 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 import mlc_llm.serve.async_engine as module
 from mlc_llm.runtime.errors import EngineError, OverloadedError, RequestError
+from mlc_llm.runtime.scheduler import MOST_UNREAD, Scheduler
 from mlc_llm.serve import AsyncMLCEngine
 
 USER = [{"role": "user", "content": "Hello!"}]
+ENDLESS = {"extra_body": {"ignore_eos": True}}  # models without a script say anything, also that they have ended
 Make = Callable[..., AsyncMLCEngine]
 
 
@@ -81,12 +83,16 @@ def test_answers_together_are_those_that_each_is_alone(make: Make) -> None:
 def test_several_answers_to_one_request(make: Make) -> None:
     async def test() -> None:
         engine = make()
-        three = await engine.chat.completions.create(messages=USER, n=3, seed=5, max_tokens=12, temperature=1.0)
+        three = await engine.chat.completions.create(
+            messages=USER, n=3, seed=5, max_tokens=12, temperature=1.0, **ENDLESS
+        )
         texts = [choice.message.content for choice in three.choices]
         assert [choice.index for choice in three.choices] == [0, 1, 2]
         assert len(set(texts)) == 3
         for index, text in enumerate(texts):
-            one = await engine.chat.completions.create(messages=USER, seed=5 + index, max_tokens=12, temperature=1.0)
+            one = await engine.chat.completions.create(
+                messages=USER, seed=5 + index, max_tokens=12, temperature=1.0, **ENDLESS
+            )
             assert one.choices[0].message.content == text
         assert three.usage.completion_tokens == 36
         assert three.usage.prompt_tokens == one.usage.prompt_tokens
@@ -118,7 +124,7 @@ def test_errors_come_before_the_stream(make: Make) -> None:
 def test_an_answer_that_is_given_up_frees_its_pages(make: Make, how: str) -> None:
     async def test() -> None:
         engine = make(context_window=4000, pages=4000)
-        stream = await engine.chat.completions.create(messages=USER, stream=True, request_id="it")
+        stream = await engine.chat.completions.create(messages=USER, stream=True, request_id="it", **ENDLESS)
         for _ in range(3):
             await anext(stream)
         if how == "close":
@@ -129,13 +135,14 @@ def test_an_answer_that_is_given_up_frees_its_pages(make: Make, how: str) -> Non
                 async for _ in stream:
                     pass
         else:
+            reads = asyncio.Event()
 
             async def read() -> None:
                 async for _ in stream:
-                    await asyncio.sleep(0.001)
+                    reads.set()
 
             task = asyncio.create_task(read())
-            await asyncio.sleep(0.01)
+            await reads.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -145,13 +152,50 @@ def test_an_answer_that_is_given_up_frees_its_pages(make: Make, how: str) -> Non
     run(test)
 
 
+def test_an_answer_goes_on_when_a_stream_that_was_not_read_is_read_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the thread looks at what is unread before the reader has gone on."""
+    looked = threading.Event()
+    is_busy = Scheduler.busy.fget
+    assert is_busy is not None
+
+    def busy(scheduler: Scheduler) -> bool:
+        looked.set()
+        return is_busy(scheduler)
+
+    async def test() -> None:
+        engine = make(context_window=1000, pages=1000)
+        chunks = await engine.chat.completions.create(
+            messages=USER, stream=True, max_tokens=3 * MOST_UNREAD, stream_options={"include_usage": True}, **ENDLESS
+        )
+        [job] = next(iter(engine._jobs.values()))
+        while len(job.events) < MOST_UNREAD:
+            await asyncio.sleep(0.001)
+        notify = engine._thread._notify
+
+        def notify_and_let_it_look() -> None:
+            looked.clear()
+            notify()
+            looked.wait()
+
+        monkeypatch.setattr(Scheduler, "busy", property(busy))
+        monkeypatch.setattr(engine._thread, "_notify", notify_and_let_it_look)
+        notify_and_let_it_look()
+        *_, last = [chunk async for chunk in chunks]
+        monkeypatch.setattr(engine._thread, "_notify", notify)
+        assert last.usage.completion_tokens == 3 * MOST_UNREAD
+
+    run(test)
+
+
 def test_too_many_requests_are_refused(make: Make) -> None:
     async def test() -> None:
         engine = make(max_waiting=1, max_num_sequence=1)
         passes, decode = threading.Semaphore(3), engine.fake.decode  # type: ignore[attr-defined]
         engine.fake.decode = lambda *given: passes.acquire(timeout=30) and decode(*given)  # type: ignore[attr-defined]
-        first = await engine.chat.completions.create(messages=USER, stream=True, max_tokens=200)
-        second = asyncio.create_task(engine.chat.completions.create(messages=USER, max_tokens=5))
+        first = await engine.chat.completions.create(messages=USER, stream=True, max_tokens=200, **ENDLESS)
+        second = asyncio.create_task(engine.chat.completions.create(messages=USER, max_tokens=5, **ENDLESS))
         while not engine.metrics().waiting:
             await asyncio.sleep(0.001)
         with pytest.raises(OverloadedError, match="try again"):
@@ -176,7 +220,9 @@ def test_a_defect_ends_the_answers_but_not_the_engine(make: Make, capfd: pytest.
         with pytest.raises(EngineError, match="the engine failed: KeyError"):
             await engine.chat.completions.create(messages=USER)
         engine.fake.decode = decode  # type: ignore[attr-defined]
-        assert (await engine.chat.completions.create(messages=USER, max_tokens=3)).usage.completion_tokens == 3
+        assert (
+            await engine.chat.completions.create(messages=USER, max_tokens=3, **ENDLESS)
+        ).usage.completion_tokens == 3
 
     run(test)
     assert "Traceback" in capfd.readouterr().err
@@ -185,7 +231,7 @@ def test_a_defect_ends_the_answers_but_not_the_engine(make: Make, capfd: pytest.
 def test_a_terminated_engine_says_so(make: Make) -> None:
     async def test() -> None:
         engine = make(context_window=4000, pages=4000)
-        stream = await engine.chat.completions.create(messages=USER, stream=True, temperature=0)
+        stream = await engine.chat.completions.create(messages=USER, stream=True, **ENDLESS)
         engine.terminate()
         engine.terminate()
         with pytest.raises(EngineError, match="terminated"):
