@@ -77,6 +77,11 @@ _OPTIONS = (
         "--max-output-tokens", 1, None, help="Tokens that an answer may have. Default: what the context holds."
     ),
     number_option("--max-messages", 1, 100_000, default=4096, help="Messages that a conversation may have."),
+    number_option("--max-stop", 0, 16, default=16, help="Texts in `stop` that end an answer."),
+    number_option(
+        "--max-logprobs", 0, 20, default=20, help="Log-probabilities that a request may ask for beside each token."
+    ),
+    _size_option("--max-grammar-size", default="128K", help="Largest response_format, and tools, of a request."),
     _size_option("--max-body-size", default="16M", help="Largest body of a request."),
     _size_option("--max-header-size", default="32K", help="Largest headers of a request."),
     click.option(
@@ -112,7 +117,14 @@ def settings_of(model: str, host: str, flags: dict[str, Any]) -> "Settings":
         model_name=model,
         gateway=flags["gateway"],
         unity_catalog_url=flags["unity_catalog_url"],
-        limits=RequestLimits(flags["max_choices"], flags["max_output_tokens"], flags["max_messages"]),
+        limits=RequestLimits(
+            max_choices=flags["max_choices"],
+            max_output_tokens=flags["max_output_tokens"],
+            max_messages=flags["max_messages"],
+            max_stop=flags["max_stop"],
+            max_logprobs=flags["max_logprobs"],
+            max_grammar_bytes=flags["max_grammar_size"],
+        ),
         max_body_bytes=flags["max_body_size"],
         max_header_bytes=flags["max_header_size"],
         max_concurrent_requests=flags["max_concurrent_requests"],

@@ -10,9 +10,16 @@ from mlc_llm.serve.server.limits import RequestLimits
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
+LIMITS = RequestLimits(
+    max_choices=4, max_output_tokens=10, max_messages=2, max_stop=2, max_logprobs=3, max_grammar_bytes=100
+)
+REGEX = {"type": "regex", "regex": "a" * 73}  # 100 bytes of JSON
+TOOL = {"type": "function", "function": {"name": "b" * 40, "parameters": {}}}  # with its list 100 bytes too
+
+
 @pytest.fixture(scope="module")
 def server(running: Any) -> Iterator[Any]:
-    with running(limits=RequestLimits(max_choices=4, max_output_tokens=10, max_messages=2)) as server:
+    with running(limits=LIMITS) as server:
         yield server
 
 
@@ -30,6 +37,12 @@ def chat(count: int = 1, **fields: Any) -> dict[str, Any]:
         (TEXT, {"prompt": ["a", "b"], "n": 3}, "prompt", 6),
         (TEXT, {"prompt": "a", "n": 5}, "n", 5),
         (TEXT, {"prompt": "a", "max_tokens": 11}, "max_tokens", 11),
+        (CHAT, chat(stop=["a", "b", "c"]), "stop", 3),
+        (TEXT, {"prompt": "a", "stop": ["a", "b", "c"]}, "stop", 3),
+        (CHAT, chat(logprobs=True, top_logprobs=4), "top_logprobs", 4),
+        (TEXT, {"prompt": "a", "logprobs": 4}, "logprobs", 4),
+        (CHAT, chat(response_format={**REGEX, "regex": "a" * 74}), "response_format", 101),
+        (CHAT, chat(tools=[TOOL, TOOL]), "tools", 199),
     ],
 )
 def test_more_is_a_400_with_both_numbers(path: str, body: dict[str, Any], param: str, value: int, server: Any) -> None:
@@ -45,6 +58,8 @@ def test_more_is_a_400_with_both_numbers(path: str, body: dict[str, Any], param:
     [
         (CHAT, chat(2, n=4, max_tokens=10)),
         (CHAT, chat(max_completion_tokens=10)),
+        (CHAT, chat(stop=["a", "b"], logprobs=True, top_logprobs=3, response_format=REGEX)),
+        (CHAT, chat(tools=[TOOL])),
         (TEXT, {"prompt": ["a", "b"], "n": 2, "max_tokens": 10}),
     ],
 )
