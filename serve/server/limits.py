@@ -32,8 +32,8 @@ class RequestLimits:
 
     def apply(self, request: GenerationRequest) -> None:
         """Raise RequestError for what goes beyond; set the limit of tokens where the request has none."""
-        for field, value, limit, what in self._bounded(request):
-            _check(field, value, limit, what)
+        for bounded in self._bounded(request):
+            _check(*bounded)
         if self.max_output_tokens is None:
             return
         field, value = "max_tokens", request.max_tokens
