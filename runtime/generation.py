@@ -3,13 +3,15 @@
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from .answer_form import AnswerForm
 from .answer_text import AnswerText, TextTokenizer
 from .errors import RequestError
 from .events import Event, Finish
+from .job import Job
 from .model import LanguageModel
 from .sampler import Sampler
 from .sampling_params import SamplingParams
-from .scheduler import AnswerForm, Job, Scheduler
+from .scheduler import Scheduler
 
 if TYPE_CHECKING:
     from .grammar import GrammarFactory

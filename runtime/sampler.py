@@ -190,6 +190,14 @@ class BatchSampler:
         return [_row(sampler, token, logits[i], mask) for i, (sampler, token, mask) in rows]
 
 
+def sample_or_error(sampler: Sampler, logits: Logits, mask: TokenMask | None = None) -> Sampled | EngineError:
+    """What `sampler.sample` returns, or raises."""
+    try:
+        return sampler.sample(logits, mask)
+    except EngineError as error:
+        return error
+
+
 def _accepted(sampler: Sampler, token: int) -> Sampled | EngineError:
     try:
         return sampler.accept(token)

@@ -1,50 +1,80 @@
-"""Guessing the next tokens of an answer from its own text, and whether it pays to have the model check the guess.
+"""Having the model check a guess of the next tokens of an answer, where that pays.
 
-Answers often repeat what the prompt or they themselves say: code that is edited, names, quotations, lists. Where the
-last tokens stood in the text before, what followed them is a guess (prompt lookup, as in
-https://github.com/apoorvumang/prompt-lookup-decoding). The model checks all of its tokens in one pass, which takes less
-time than as many passes, as its weights are read once. Tokens are chosen from the same logits by the same numbers as
-without a guess; it only decides how many of them one pass gives.
+The model checks all tokens of a guess in one pass, which takes less time than as many passes, as its weights are read
+once. Tokens are chosen from the same logits by the same numbers as without a guess; it only decides how many of them
+one pass gives.
 """
 
 from collections.abc import Sequence
+from time import perf_counter
 
-_MATCHED = 3  # tokens that have to agree
+from .errors import EngineError
+from .job import Job
+from .kv_cache import CacheFullError
+from .lazy_array import first_columns
+from .model import LanguageModel, Logits
+from .sampler import Sampled, sample_or_error
+
 _LENGTHS = (2, 4, 7)  # of guesses that are tried
 _LEAST_GAIN = 1.1  # in tokens per second
-_FIRST_CHANCE = 0.5  # that a guessed token is right, before anything is known
 _COST_OF_TOKEN = 0.25  # of a guess, in passes, before one was timed
 
 
-class Lookup:
-    """The guesses for one text, and how often they are right."""
+class Speculation:
+    """Several tokens of an answer in one pass."""
 
-    def __init__(self) -> None:
-        self.chance = _FIRST_CHANCE
-        self._followed: dict[tuple[int, ...], int] = {}  # where the tokens of a key were followed by others last
-        self._seen = _MATCHED
-        self._watched: tuple[int, int] | None = None  # a place in the text, and the token that was guessed for it
+    def __init__(self, model: LanguageModel, vocab_size: int) -> None:
+        self._model, self._vocab_size = model, vocab_size
+        self.enabled = True
+        self.costs = Costs()
+        self.guessed_tokens = self.right_tokens = 0
 
-    def guess(self, tokens: Sequence[int], count: int) -> Sequence[int]:
-        """At most `count` tokens that may follow; none where the last tokens are new."""
-        for place in range(self._seen, len(tokens)):
-            self._followed[tuple(tokens[place - _MATCHED : place])] = place
-        self._seen = max(self._seen, len(tokens))
-        place = self._followed.get(tuple(tokens[-_MATCHED:]), len(tokens))
-        return tokens[place : place + count]
+    def run(self, jobs: Sequence[Job]) -> list[list[Sampled | EngineError]] | None:
+        """The next tokens of an answer that runs alone, or what is wrong. None where a guess does not pay, or has no
+        room.
 
-    def watch(self, tokens: Sequence[int]) -> None:
-        """Remember what would be guessed to follow `tokens`, and learn from whether the last time was right."""
-        if self._watched is not None and self._watched[0] < len(tokens):
-            place, token = self._watched
-            self.learn(tokens[place] == token, tokens[place] != token)
-        guess = self.guess(tokens, 1)
-        self._watched = (len(tokens), guess[0]) if guess else None
+        Raises what the model raises.
+        """
+        job = jobs[0]
+        if not self.enabled or len(jobs) > 1 or job.lookup is None or job.form is not None:
+            return None
+        length = min(self.costs.best_length(job.lookup.chance), job.limit - job.count - 1)
+        guess = list(job.lookup.guess(job.tokens, length)) if length > 0 else []
+        if not guess:
+            return None
+        assert job.sequence is not None
+        begin = perf_counter()
+        try:
+            logits = self._model.verify(job.sequence, [job.tokens[-1], *guess])
+        except CacheFullError:
+            return None
+        self.costs.time(len(guess), perf_counter() - begin)
+        job.computed += 1 + len(guess)
+        chosen = self._choose(job, first_columns(logits, self._vocab_size), guess)
+        self._model.pop(job.sequence, 1 + len(guess) - len(chosen))
+        job.computed -= 1 + len(guess) - len(chosen)
+        right = len(chosen) - 1
+        job.lookup.learn(right, right < len(guess))
+        self.guessed_tokens += len(guess)
+        self.right_tokens += right
+        return [chosen]
 
-    def learn(self, right: int, wrong: int) -> None:
-        """`right` guessed tokens were chosen, and `wrong` ones were not."""
-        for outcome in (*[1.0] * right, *[0.0] * wrong):
-            self.chance += (outcome - self.chance) / 8
+    def watch(self, jobs: Sequence[Job], seconds: float) -> None:
+        """A pass without guesses for answers whose next tokens are not chosen yet took that long."""
+        if self.enabled and len(jobs) == 1:
+            self.costs.time(0, seconds)
+            if (lookup := jobs[0].lookup) is not None:
+                lookup.watch(jobs[0].tokens)
+
+    def _choose(self, job: Job, logits: Logits, guess: Sequence[int]) -> list[Sampled | EngineError]:
+        """The tokens after a guess was checked: up to the first that is another one, or ends the answer."""
+        chosen: list[Sampled | EngineError] = []
+        for place in range(len(guess) + 1):
+            sampled = sample_or_error(job.sampler, logits[place])
+            chosen.append(sampled)
+            if isinstance(sampled, EngineError) or sampled.token in job.stops or sampled.token != (*guess, -1)[place]:
+                break
+        return chosen
 
 
 class Costs:

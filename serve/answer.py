@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.artifact import ChatConfig
 from ..runtime.errors import RequestError
 from ..runtime.events import Event
+from ..runtime.job import Job
 from ..runtime.sampling_params import SamplingParams
-from ..runtime.scheduler import Job
 from ..templates import ConversationError, validate_messages
 from .loading import LoadedModel
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar, overload
 from typing_extensions import Unpack
 
 from ..runtime.errors import EngineError
-from ..runtime.scheduler import Job
+from ..runtime.job import Job
 from .chat import CreateOptions, merged_arguments, parse_arguments
 from .completion import Chunked, Completion, Folder
 from .completions import CompletionOptions, Prompts

@@ -9,7 +9,7 @@ from ..runtime.errors import RequestError
 from ..runtime.events import Delta as TextDelta
 from ..runtime.events import Event, Finish, RankedToken
 from ..runtime.events import TokenLogprob as GeneratedLogprob
-from ..runtime.scheduler import Job
+from ..runtime.job import Job
 from .answer import choice_params, job
 from .forms import Asked
 from .loading import LoadedModel

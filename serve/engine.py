@@ -15,7 +15,7 @@ from .metrics import EngineMetrics, metrics_of
 
 if TYPE_CHECKING:
     from ..runtime.events import Event
-    from ..runtime.scheduler import Job
+    from ..runtime.job import Job
     from .chat import Chat
     from .completion import Chunked
     from .completions import Completions

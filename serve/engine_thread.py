@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Sequence
 
 from ..runtime.errors import EngineError
 from ..runtime.events import Event, Finish
-from ..runtime.scheduler import MOST_UNREAD, Job, Scheduler
+from ..runtime.job import MOST_UNREAD, Job
+from ..runtime.scheduler import Scheduler
 
 
 class EngineThread:

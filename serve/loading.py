@@ -69,7 +69,7 @@ def load_model(model: str, device: str, model_lib: str | None, mode: Mode, confi
         reading=reading,
     )
     assembled = assemble(model, folder, chat_config, tokenizer, template, loaded)
-    assembled.generator.scheduler.speculates = config.speculative_mode == "prompt_lookup"
+    assembled.generator.scheduler.speculation.enabled = config.speculative_mode == "prompt_lookup"
     return assembled
 
 

@@ -13,9 +13,10 @@ from fake_model import PAGE, FakeModel
 from mlc_llm.runtime.answer_text import AnswerText
 from mlc_llm.runtime.errors import EngineError, OverloadedError
 from mlc_llm.runtime.events import Delta, Finish
+from mlc_llm.runtime.job import MOST_UNREAD, Job
 from mlc_llm.runtime.sampler import BatchSampler, Sampler
 from mlc_llm.runtime.sampling_params import SamplingParams
-from mlc_llm.runtime.scheduler import MOST_UNREAD, Job, Scheduler
+from mlc_llm.runtime.scheduler import Scheduler
 
 
 class Bench:
@@ -93,7 +94,7 @@ def test_a_long_prompt_is_computed_between_the_tokens_of_others(tokenizer: Any) 
     bench = Bench(tokenizer, prefill_chunk_size=128)
     first = bench.submit([1, 2], 100)
     bench.scheduler.step()
-    bench.scheduler._prefill_rate = 0  # as slow a machine as can be
+    bench.scheduler.prefill.rate = 0  # as slow a machine as can be
     bench.submit([3] * 160, 2)
     bench.model.passes.clear()
     bench.scheduler.step()
@@ -157,6 +158,37 @@ def test_an_answer_that_nobody_reads_stops(tokenizer: Any) -> None:
     while not unread.over:
         unread.events.clear()
         bench.run()
+    assert answer(unread) == bench.alone([1, 2], 600)
+
+
+@pytest.mark.parametrize("lacks", ["sequences", "pages"])
+def test_answers_that_wait_for_unread_ones_give_no_work(tokenizer: Any, lacks: str) -> None:
+    bench = Bench(tokenizer, context_window=2000, pages=500, max_num_sequence=1 if lacks == "sequences" else 2)
+    unread = bench.submit([1, 2], 600)
+    bench.run()
+    if lacks == "pages":
+        bench.model.pages.num_pages = bench.scheduler.pages_in_use() + 2
+    waiting = bench.submit([3] * 20)
+    assert bench.scheduler.busy
+    bench.run()
+    assert (bench.scheduler.num_running, bench.scheduler.num_waiting, len(unread.events)) == (1, 1, MOST_UNREAD)
+    bench.model.pages.num_pages = 500
+    unread.events.popleft()
+    assert bench.scheduler.busy
+    while not unread.over:
+        unread.events.clear()
+        bench.run()
+    assert answer(unread) == bench.alone([1, 2], 600)
+    bench.run()
+    assert answer(waiting) == bench.alone([3] * 20)
+    bench.check_nothing_is_left()
+
+
+def test_whoever_waits_for_answers_that_nobody_reads_waits_for_their_ends(tokenizer: Any) -> None:
+    bench = Bench(tokenizer, context_window=2000, pages=2000, max_num_sequence=1)
+    unread, wanted = bench.submit([1, 2], 600), bench.submit([3, 4])
+    bench.scheduler.run_until_event([wanted])
+    assert wanted.events
     assert answer(unread) == bench.alone([1, 2], 600)
 
 
@@ -237,17 +269,21 @@ def test_threads_that_wait_for_events_share_the_steps(tokenizer: Any) -> None:
     prompts = [[number, number + 1] for number in range(1, 9)]
     barrier = threading.Barrier(len(prompts))
 
-    def read(prompt: list[int]) -> list[int]:
-        job = bench.job(prompt, 120)
-        barrier.wait()
-        bench.scheduler.submit(job)
+    def read(job: Job) -> list[int]:
         while True:
             bench.scheduler.run_until_event([job])
             if isinstance(job.events.popleft(), Finish):
                 return answer(job)
 
+    def read_two(prompt: list[int]) -> list[list[int]]:
+        """One that all threads have asked for before the first step, and one that comes during the others' steps."""
+        first = bench.submit(prompt, 60)
+        barrier.wait()
+        return [read(first), read(bench.submit(prompt[:1], 30))]
+
     with ThreadPoolExecutor(len(prompts)) as executor:
-        assert list(executor.map(read, prompts)) == [bench.alone(prompt, 120) for prompt in prompts]
+        expected = [[bench.alone(prompt, 60), bench.alone(prompt[:1], 30)] for prompt in prompts]
+        assert list(executor.map(read_two, prompts)) == expected
     assert max(bench.model.batches) > 1
     bench.check_nothing_is_left()
 
@@ -276,7 +312,7 @@ def test_with_a_seed_prompts_are_cut_where_it_makes_no_difference(tokenizer: Any
     bench = Bench(tokenizer)
     running = bench.submit([1], 400, seed=1)
     bench.scheduler.step()
-    bench.scheduler._prefill_rate = 900
+    bench.scheduler.prefill.rate = 900
     for _ in range(3):
         bench.scheduler.forget()
         bench.model.computed.clear()

@@ -8,10 +8,12 @@ from byte_tokenizer import byte_tokenizer
 from fake_model import FakeModel
 
 from mlc_llm.runtime.answer_text import AnswerText
+from mlc_llm.runtime.job import Job
+from mlc_llm.runtime.prompt_lookup import Lookup
 from mlc_llm.runtime.sampler import Sampler
 from mlc_llm.runtime.sampling_params import SamplingParams
-from mlc_llm.runtime.scheduler import Job, Scheduler
-from mlc_llm.runtime.speculation import Costs, Lookup
+from mlc_llm.runtime.scheduler import Scheduler
+from mlc_llm.runtime.speculation import Costs
 
 TOKENIZER = byte_tokenizer()
 
@@ -66,8 +68,8 @@ def answer(speculates: bool, prompt: list[int], **fields: Any) -> tuple[list[int
         list(prompt), sampler, stops, AnswerText(TOKENIZER, params.logprobs, params.stop), params.max_tokens or 60
     )
     job.lookup = Lookup() if speculates else None
-    scheduler._costs.time(0, 1.0)
-    scheduler._costs.time = lambda *_: None  # type: ignore[method-assign]  # every guess pays
+    scheduler.speculation.costs.time(0, 1.0)
+    scheduler.speculation.costs.time = lambda *_: None  # type: ignore[method-assign]  # every guess pays
     scheduler.submit(job)
     while scheduler.busy:
         scheduler.step()
@@ -97,7 +99,7 @@ def test_answers_are_the_same_with_and_without_guesses(seed: int) -> None:
     assert scheduler.counters.generated_tokens >= len(guessed)
     if len(guessed) > 40 and not fields["frequency_penalty"]:
         assert quick.passes.count("decode") < plain.passes.count("decode")
-        assert scheduler.counters.right_tokens > 0
+        assert scheduler.speculation.right_tokens > 0
 
 
 def test_a_cache_without_room_for_guesses_does_without() -> None:

@@ -1,0 +1,42 @@
+"""Guessing the next tokens of an answer from its own text.
+
+Answers often repeat what the prompt or they themselves say: code that is edited, names, quotations, lists. Where the
+last tokens stood in the text before, what followed them is a guess (prompt lookup, as in
+https://github.com/apoorvumang/prompt-lookup-decoding).
+"""
+
+from collections.abc import Sequence
+
+_MATCHED = 3  # tokens that have to agree
+_FIRST_CHANCE = 0.5  # that a guessed token is right, before anything is known
+
+
+class Lookup:
+    """The guesses for one text, and how often they are right."""
+
+    def __init__(self) -> None:
+        self.chance = _FIRST_CHANCE
+        self._followed: dict[tuple[int, ...], int] = {}  # where the tokens of a key were followed by others last
+        self._seen = _MATCHED
+        self._watched: tuple[int, int] | None = None  # a place in the text, and the token that was guessed for it
+
+    def guess(self, tokens: Sequence[int], count: int) -> Sequence[int]:
+        """At most `count` tokens that may follow; none where the last tokens are new."""
+        for place in range(self._seen, len(tokens)):
+            self._followed[tuple(tokens[place - _MATCHED : place])] = place
+        self._seen = max(self._seen, len(tokens))
+        place = self._followed.get(tuple(tokens[-_MATCHED:]), len(tokens))
+        return tokens[place : place + count]
+
+    def watch(self, tokens: Sequence[int]) -> None:
+        """Remember what would be guessed to follow `tokens`, and learn from whether the last time was right."""
+        if self._watched is not None and self._watched[0] < len(tokens):
+            place, token = self._watched
+            self.learn(tokens[place] == token, tokens[place] != token)
+        guess = self.guess(tokens, 1)
+        self._watched = (len(tokens), guess[0]) if guess else None
+
+    def learn(self, right: int, wrong: int) -> None:
+        """`right` guessed tokens were chosen, and `wrong` ones were not."""
+        for outcome in (*[1.0] * right, *[0.0] * wrong):
+            self.chance += (outcome - self.chance) / 8
