@@ -10,7 +10,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 import mlc_llm.serve.async_engine as module
 from mlc_llm.runtime.errors import EngineError, OverloadedError, RequestError
-from mlc_llm.runtime.scheduler import MOST_UNREAD, Scheduler
+from mlc_llm.runtime.job import MOST_UNREAD
+from mlc_llm.runtime.scheduler import Scheduler
 from mlc_llm.serve import AsyncMLCEngine
 
 USER = [{"role": "user", "content": "Hello!"}]
