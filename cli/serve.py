@@ -38,7 +38,9 @@ _ENGINE_OVERRIDES: dict[str, tuple[str, Callable[[str], float]]] = {
 @number_option(
     "--max-total-seq-length", 1, None, help="Tokens whose keys and values are kept, of all sequences together."
 )
-@number_option("--prefill-chunk-size", 1, None, help="Tokens of a prompt per step.")
+@number_option(
+    "--prefill-chunk-size", 1, None, help="Tokens of a prompt in one pass. Default: as many as the library takes."
+)
 @click.option(
     "--prefix-cache-mode",
     type=click.Choice(["radix", "disable"]),
@@ -66,7 +68,8 @@ _ENGINE_OVERRIDES: dict[str, tuple[str, Callable[[str], float]]] = {
 @threads_option()
 def command(
     model: str, model_lib: Path | None, device: str, mode: str, host: str, port: int, overrides: str,
-    threads: int | None, max_batch_size: int | None, max_total_seq_length: int | None, **flags: Any,
+    threads: int | None, max_batch_size: int | None, max_total_seq_length: int | None,
+    prefill_chunk_size: int | None, **flags: Any,
 ) -> None:  # fmt: skip
     """Serve MODEL over HTTP, as OpenAI's API does: chat completions, models; see /docs of the server.
 
@@ -85,6 +88,7 @@ def command(
     limits: dict[str, Any] = {
         "max_num_sequence": max_batch_size,
         "max_total_sequence_length": max_total_seq_length,
+        "prefill_chunk_size": prefill_chunk_size,
         "num_threads": threads,
         "speculative_mode": flags["speculative_mode"],
         **engine_overrides,
@@ -118,9 +122,6 @@ def _refuse_unsupported(flags: dict[str, Any]) -> None:
         raise refuse("--enable-tracing", "", not_yet)
     if flags["enable_debug"]:
         raise refuse("--enable-debug", "", not_yet)
-    if (chunk := flags["prefill_chunk_size"]) is not None:
-        reason = f"a library has its own: run `mlc compile` with --overrides prefill_chunk_size={chunk}"
-        raise refuse("--prefill-chunk-size", str(chunk), reason)
 
 
 def split_overrides(overrides: str) -> tuple[dict[str, float], str]:

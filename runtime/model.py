@@ -74,21 +74,23 @@ class LanguageModel(Protocol):
 class Model:
     """Computes logits of token sequences whose keys and values it keeps. Not for several threads at once."""
 
-    def __init__(self, library: Library, params: Any, cache: KVCache, context_window: int) -> None:
+    def __init__(
+        self, library: Library, params: Any, cache: KVCache, context_window: int, prefill_chunk_size: int
+    ) -> None:
         metadata = library.metadata
         self.metadata: LibraryMetadata = metadata
         self.context_window = context_window
         self.vocab_size = min(metadata.active_vocab_size, metadata.vocab_size)
         self.embedded_at_once = _embedded_at_once(library)
         self.max_num_sequence = cache.max_num_sequence - self.embedded_at_once
-        self.prefill_chunk_size = metadata.prefill_chunk_size
+        self.prefill_chunk_size = prefill_chunk_size
         self.pages = cache
         self.sampling = LibrarySampling(library, metadata.vocab_size, cache.max_num_sequence)
         self._library = library
         self._params = params
         names = ("prefill", "decode", "batch_decode", "batch_verify", HIDDEN_STATES)
         self._functions = {name: library.get(name) for name in names}
-        room = max(self.prefill_chunk_size, cache.max_num_sequence)
+        room = max(metadata.prefill_chunk_size, cache.max_num_sequence)
         self._tokens = Arena(4 * room + ALIGNMENT).tensor((room,), "int32")
         self._token_buffer = self._tokens.bytes().cast("i")
         self._decoders: dict[int, Callable[[], Tensor]] = {}  # by the number of sequences
@@ -102,11 +104,13 @@ class Model:
         device: str = "cpu",
         max_num_sequence: int,
         max_total_sequence_length: int,
+        prefill_chunk_size: int | None = None,
         progress: Progress | None = None,
         reading: Reading | None = None,
     ) -> "Model":
         """Load a model folder with its library, with room for that many sequences and for that many tokens in all.
 
+        Prompts are computed in pieces of `prefill_chunk_size` tokens at most, or as many as the library takes.
         `progress(done, total)` is called after each parameter; `reading` is what `derived.start_reading` has begun, if
         anything. Raises UsageError for a device that is not supported,
         ModelFileError for files that are damaged or do not fit each other, EngineError when memory does not suffice.
@@ -117,13 +121,14 @@ class Model:
             library = Library.load(library, config=config)
         params = load_parameters(library, folder, progress, reading)
         metadata = library.metadata
+        chunk = prefill_chunk_size or metadata.prefill_chunk_size
         cache = KVCache(
             metadata.kv_cache,
             max_num_sequence=max_num_sequence + _embedded_at_once(library),
             max_total_sequence_length=max_total_sequence_length,
             max_new_tokens=metadata.prefill_chunk_size,
         )
-        return cls(library, params, cache, min(metadata.context_window_size, max_total_sequence_length))
+        return cls(library, params, cache, min(metadata.context_window_size, max_total_sequence_length), chunk)
 
     def add_sequence(self, pages: Sequence[int] = ()) -> int:
         """A new sequence, which begins with full pages of others. Raises EngineError when all are taken."""

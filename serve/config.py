@@ -22,6 +22,7 @@ class EngineConfig:
 
     - max_num_sequence: texts whose keys and values are kept at a time, running or for reuse.
     - max_total_sequence_length: tokens of all of them together.
+    - prefill_chunk_size: tokens of a prompt in one pass, at most as many as the library was compiled for; None: these.
     - gpu_memory_utilization: the part of the device's free memory that may be used, 0 to 1.
     - num_threads: threads that run the kernels, set when the engine loads; None: as `MLC_NUM_THREADS` says, else one
       for each physical core. Engines of one library share its threads: the number of the last one that loads counts.
@@ -31,6 +32,7 @@ class EngineConfig:
 
     max_num_sequence: int | None = None
     max_total_sequence_length: int | None = None
+    prefill_chunk_size: int | None = None
     gpu_memory_utilization: float = 0.85
     num_threads: int | None = None
     speculative_mode: SpeculativeMode = "prompt_lookup"
@@ -42,6 +44,7 @@ class Limits:
 
     max_num_sequence: int
     max_total_sequence_length: int
+    prefill_chunk_size: int
     note: str | None = None
 
 
@@ -69,13 +72,13 @@ def choose_limits(mode: Mode, config: EngineConfig, metadata: LibraryMetadata, f
     note = None
     if fit < min(single, tokens):
         note = f"memory for {fit} tokens is free: the context is {fit} instead of {min(single, tokens)} tokens"
-    return Limits(sequences, min(tokens, fit), note)
+    return Limits(sequences, min(tokens, fit), _chunk(config, metadata), note)
 
 
 def _wanted(mode: str, config: EngineConfig, metadata: LibraryMetadata) -> tuple[int, int, int]:
     """Sequences, tokens in all, and tokens of one sequence, as far as memory allows."""
     most = metadata.max_batch_size
-    for name in ("max_num_sequence", "max_total_sequence_length"):
+    for name in ("max_num_sequence", "max_total_sequence_length", "prefill_chunk_size"):
         value = getattr(config, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise UsageError(f"{name} is {value!r:.80}: expected a whole number")
@@ -94,6 +97,19 @@ def _wanted(mode: str, config: EngineConfig, metadata: LibraryMetadata) -> tuple
         if tokens < 1:
             raise UsageError(f"max_total_sequence_length is {tokens}: expected at least 1")
     return sequences, tokens, single
+
+
+def _chunk(config: EngineConfig, metadata: LibraryMetadata) -> int:
+    """Tokens of a prompt in one pass."""
+    most = metadata.prefill_chunk_size
+    if config.prefill_chunk_size is None:
+        return most
+    if not 1 <= config.prefill_chunk_size <= most:
+        raise UsageError(
+            f"prefill_chunk_size is {config.prefill_chunk_size}: the library takes 1 to {most}; for more, run "
+            "`mlc compile` with --overrides prefill_chunk_size=N"
+        )
+    return config.prefill_chunk_size
 
 
 def _fixed_bytes(metadata: LibraryMetadata, sequences: int) -> int:

@@ -66,6 +66,7 @@ def load_model(model: str, device: str, model_lib: str | None, mode: Mode, confi
         device=device,
         max_num_sequence=limits.max_num_sequence,
         max_total_sequence_length=limits.max_total_sequence_length,
+        prefill_chunk_size=limits.prefill_chunk_size,
         reading=reading,
     )
     assembled = assemble(model, folder, chat_config, tokenizer, template, loaded)

@@ -188,7 +188,7 @@ def test_a_port_in_use_is_one_line(mlc: Callable[..., tuple[int, str, str]]) -> 
         (["--prefix-cache-mode", "disable"], "--prefix-cache-mode disable: is not supported yet"),
         (["--enable-tracing"], "--enable-tracing: is not supported yet"),
         (["--enable-debug"], "--enable-debug: is not supported yet"),
-        (["--prefill-chunk-size", "64"], "--prefill-chunk-size 64: a library has its own"),
+        (["--prefill-chunk-size", "0"], "0 is not in the range"),
     ],
 )
 def test_a_wrong_flag_is_one_line(flags: list[str], line: str, mlc: Callable[..., tuple[int, str, str]]) -> None:
@@ -211,11 +211,11 @@ def test_flags_can_be_environment_variables(
 def test_limits_and_names_reach_the_engine(start: Callable[..., Process]) -> None:
     server = start(
         "--max-batch-size", "2", "--overrides", "gpu_memory_utilization=0.5;max_total_seq_length=512", "--threads", "1",
-        "--max-waiting", "7", "--speculative-mode", "disable",
+        "--max-waiting", "7", "--speculative-mode", "disable", "--prefill-chunk-size", "64",
         MLC_TEST_LOAD="fail",
     )  # fmt: skip
     assert server.log_line() == (
         "loading dist/tiny EngineConfig(max_num_sequence=2, max_total_sequence_length=512, "
-        "gpu_memory_utilization=0.5, num_threads=1, speculative_mode='disable') 7\n"
+        "prefill_chunk_size=64, gpu_memory_utilization=0.5, num_threads=1, speculative_mode='disable') 7\n"
     )
     assert server.end()[0] == 1

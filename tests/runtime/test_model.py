@@ -44,6 +44,17 @@ def test_prefill_in_chunks(model: Model, expected: np.ndarray[Any, Any]) -> None
     np.testing.assert_allclose(logits, expected[-1], **CLOSE)
 
 
+def test_prefill_in_smaller_chunks(library: Library, expected: np.ndarray[Any, Any]) -> None:
+    model = Model.load(
+        tiny_model.built(), library, max_num_sequence=1, max_total_sequence_length=512, prefill_chunk_size=7
+    )
+    passes = []
+    forward = model._forward
+    model._forward = lambda name, ids, tokens: passes.append(len(tokens[0])) or forward(name, ids, tokens)  # type: ignore[method-assign, func-returns-value]
+    np.testing.assert_allclose(model.prefill(model.add_sequence(), TOKENS), expected[-1], **CLOSE)
+    assert passes == [7] * 14 + [2]
+
+
 def test_decode_one_token_at_a_time(model: Model, expected: np.ndarray[Any, Any]) -> None:
     sequence = model.add_sequence()
     model.prefill(sequence, TOKENS[:80])

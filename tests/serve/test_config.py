@@ -50,18 +50,19 @@ def limits(
 
 @pytest.mark.parametrize(
     ("mode", "expected"),
-    [("local", Limits(4, 8192)), ("interactive", Limits(1, 16384)), ("server", Limits(8, 8 * 16384))],
+    [("local", Limits(4, 8192, 512)), ("interactive", Limits(1, 16384, 512)), ("server", Limits(8, 8 * 16384, 512))],
 )
 def test_what_a_mode_keeps(mode: str, expected: Limits) -> None:
     assert limits(mode) == expected
 
 
 def test_a_library_for_few_sequences_or_a_short_context() -> None:
-    assert limits(library=metadata(max_batch_size=2, context_window_size=2048)) == Limits(2, 2048)
+    assert limits(library=metadata(max_batch_size=2, context_window_size=2048)) == Limits(2, 2048, 512)
 
 
 def test_values_of_the_user_win() -> None:
-    assert limits(max_num_sequence=6, max_total_sequence_length=300) == Limits(6, 300)
+    chosen = limits(max_num_sequence=6, max_total_sequence_length=300, prefill_chunk_size=100)
+    assert chosen == Limits(6, 300, 100)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,11 @@ def test_values_of_the_user_win() -> None:
         ({"max_num_sequence": 9}, "max_num_sequence is 9: the library takes 1 to 8"),
         ({"max_num_sequence": 0}, "max_num_sequence is 0: the library takes 1 to 8"),
         ({"max_total_sequence_length": 0}, "max_total_sequence_length is 0: expected at least 1"),
+        (
+            {"prefill_chunk_size": 513},
+            "prefill_chunk_size is 513: the library takes 1 to 512; for more, run `mlc compile` with --overrides "
+            "prefill_chunk_size=N",
+        ),
         ({"gpu_memory_utilization": 0.0}, "gpu_memory_utilization is 0.0: expected more than 0, at most 1"),
         ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization is 1.5: expected more than 0, at most 1"),
     ],
@@ -89,7 +95,7 @@ def memory_for(tokens: int) -> int:
 
 def test_memory_shrinks_the_context_and_says_so() -> None:
     chosen = limits(memory=memory_for(1000))
-    assert chosen == Limits(4, 992, "memory for 992 tokens is free: the context is 992 instead of 8192 tokens")
+    assert chosen == Limits(4, 992, 512, "memory for 992 tokens is free: the context is 992 instead of 8192 tokens")
     assert limits("server", memory=memory_for(40000), max_num_sequence=4).note is None
 
 
