@@ -4,8 +4,8 @@ What is compiled already is found by looking at file names only, so that a chat 
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..runtime.artifact import (
     CHAT_CONFIG_NAME,
@@ -25,8 +25,7 @@ DEFAULT_QUANTIZATION = "q4f16_1"
 DEMO_QUANTIZATION = "q4_1"  # the blocks of its GGUF file, which are kept
 
 
-@dataclass(frozen=True)
-class CompiledModel:
+class CompiledModel(NamedTuple):
     """A compiled folder; `context_limit` is the shorter context that was asked for, if one was."""
 
     folder: Path

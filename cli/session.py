@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..runtime.errors import UsageError
 from ..runtime.events import Finish
@@ -12,8 +12,7 @@ from .settings import Value, sampling_fields
 Message = dict[str, str]
 
 
-@dataclass(frozen=True)
-class AnswerStats:
+class AnswerStats(NamedTuple):
     """Figures of one answer; times in seconds, measured where the text arrives."""
 
     prompt_tokens: int

@@ -1,7 +1,6 @@
 """Reading the header of a shared library, so that a damaged or foreign file is refused before it is loaded."""
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ModelFileError
@@ -13,15 +12,10 @@ _SEGMENT = struct.Struct("<IIQQQQQQ")
 _MAX_SEGMENTS = 64
 
 
-@dataclass(frozen=True)
-class SharedLibrary:
-    """What the ELF header of a shared library says."""
+def read_architecture(path: Path) -> str:
+    """What a shared library was made for, as in target triples: "x86_64".
 
-    architecture: str  # as in target triples: "x86_64"
-
-
-def read_shared_library(path: Path) -> SharedLibrary:
-    """Check that `path` is a complete 64-bit little-endian ELF shared library. Raises ModelFileError.
+    Raises ModelFileError for what is no complete 64-bit little-endian ELF shared library.
 
     Format: System V ABI, "ELF-64 Object File Format", version 1.5.
     """
@@ -53,4 +47,4 @@ def read_shared_library(path: Path) -> SharedLibrary:
     )
     if not complete:
         raise ModelFileError(f"{path} is damaged: {size} bytes are less than its header promises: compile it again")
-    return SharedLibrary(architecture=MACHINES.get(machine, f"machine {machine}"))
+    return MACHINES.get(machine, f"machine {machine}")

@@ -34,8 +34,7 @@ class Delta(NamedTuple):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-@dataclass(frozen=True)
-class Finish:
+class Finish(NamedTuple):
     """The end of an answer: why, what it took, and the seconds of computing."""
 
     reason: Literal["stop", "length"]

@@ -9,7 +9,7 @@ from .. import __version__
 from . import ffi
 from .artifact import ChatConfig, LibraryMetadata, model_hash
 from .devices import cpu_features, host_architecture, num_threads
-from .elf import read_shared_library
+from .elf import read_architecture
 from .errors import ModelFileError
 from .record import RecordError
 from .tvm_runtime import load_runtime, one_line, tvm_version
@@ -103,7 +103,7 @@ def _recompile() -> str:
 
 def _load(path: Path) -> tuple[Any, Any]:
     """The executable and its virtual machine. Nothing of the model runs before its metadata has been checked."""
-    architecture = read_shared_library(path).architecture
+    architecture = read_architecture(path)
     if architecture != host_architecture():
         raise ModelFileError(
             f"{path} was compiled for {architecture}, this machine is {host_architecture()}: {_recompile()}"

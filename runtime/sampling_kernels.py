@@ -5,8 +5,7 @@ import math
 import mmap
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from . import ffi
 from .artifact import SAMPLING_BLOCK
@@ -23,8 +22,7 @@ _LOG2_E = math.log2(math.e)
 _LEAST_EXPONENT = -125.0  # of 2: what is below has no weight for the kernels
 
 
-@dataclass(frozen=True)
-class Cuts:
+class Cuts(NamedTuple):
     """How logits become the distribution that is drawn from: softmax of logits / temperature, then the cuts.
 
     In this order: the top_k most likely tokens (0: all), of these the fewest that reach top_p (1: all), and of these
@@ -36,13 +34,14 @@ class Cuts:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    settings: tuple[float, ...] = field(init=False, repr=False)  # what the kernel takes
 
-    def __post_init__(self) -> None:
+    @property
+    def settings(self) -> tuple[float, ...]:
+        """What the kernel takes."""
         scale = _LOG2_E / self.temperature if self.temperature else 0.0
         # a little lower than needed, for rounding
         least = max(math.log2(self.min_p) - 1e-3, _LEAST_EXPONENT) if self.min_p > 0 else _LEAST_EXPONENT
-        object.__setattr__(self, "settings", (scale, self.top_k, self.top_p, self.min_p, least))
+        return scale, self.top_k, self.top_p, self.min_p, least
 
 
 class Draws(Protocol):

@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import tokenizers
 
@@ -28,8 +27,7 @@ _BYTE_LEVEL = _byte_level_alphabet()
 TokenStep = Callable[[str, bool], str]  # (token, is it the first of the text) -> token
 
 
-@dataclass(frozen=True)
-class TextRule:
+class TextRule(NamedTuple):
     """How token strings become text.
 
     - bytes_from: tokens are bytes in the byte-level alphabet ("byte_level"), only those like <0x0A> are

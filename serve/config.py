@@ -1,7 +1,7 @@
 """How many sequences an engine serves at a time, and how many tokens its KV cache holds."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from ..runtime.artifact import LibraryMetadata
 from ..runtime.errors import EngineError, UsageError
@@ -38,8 +38,7 @@ class EngineConfig:
     speculative_mode: SpeculativeMode = "prompt_lookup"
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """What an engine uses. `note` tells the user when memory set the limit."""
 
     max_num_sequence: int

@@ -11,7 +11,6 @@ from ..runtime.errors import EngineError, UsageError
 from .answer import answer, sampling_params
 from .config import EngineConfig, Mode
 from .loading import LoadedModel, load_model
-from .metrics import EngineMetrics, metrics_of
 
 if TYPE_CHECKING:
     from ..runtime.events import Event
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from .chat import Chat
     from .completion import Chunked
     from .completions import Completions
+    from .metrics import EngineMetrics
     from .models import Models
     from .protocol import ChatCompletionRequest, ChatCompletionStreamResponse
     from .text_protocol import CompletionRequest, CompletionResponse
@@ -78,8 +78,10 @@ class MLCEngine:
         model = self._loaded()
         return self._while_running(answer(model, messages, sampling_params(model.config, sampling)))
 
-    def metrics(self) -> EngineMetrics:
+    def metrics(self) -> "EngineMetrics":
         """What the engine is doing, and has done. Raises EngineError after `terminate`."""
+        from .metrics import metrics_of
+
         return metrics_of(self._loaded().generator)
 
     def abort(self, request_id: str) -> None:

@@ -1,8 +1,7 @@
 """What a conversation template is to the rest of the program: messages in, one prompt out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 MAX_PROMPT_CHARS = 16 << 20  # about four million tokens: more than any context holds
 
@@ -15,8 +14,7 @@ class ConversationError(ValueError):
         self.param = param
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(NamedTuple):
     """A rendered conversation: `prefix_token_ids`, then `text` encoded without special tokens added."""
 
     text: str

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic_core import _pydantic_core as extension
 
-from mlc_llm.runtime.elf import read_shared_library
+from mlc_llm.runtime.elf import read_architecture
 from mlc_llm.runtime.errors import ModelFileError
 
 
@@ -23,13 +23,13 @@ def written(tmp_path: Path, data: bytes) -> Path:
 
 
 def test_a_real_library_names_its_architecture(tmp_path: Path, shared_object: bytes) -> None:
-    assert read_shared_library(written(tmp_path, shared_object)).architecture == platform.machine()
+    assert read_architecture(written(tmp_path, shared_object)) == platform.machine()
 
 
 def test_every_cut_is_noticed(tmp_path: Path, shared_object: bytes) -> None:
     for kept in (0, 3, 20, 63, 64, 100, 4096, len(shared_object) // 2, len(shared_object) - 1):
         with pytest.raises(ModelFileError, match=r"not a model library|is damaged"):
-            read_shared_library(written(tmp_path, shared_object[:kept]))
+            read_architecture(written(tmp_path, shared_object[:kept]))
 
 
 @pytest.mark.parametrize(
@@ -49,17 +49,17 @@ def test_a_header_that_lies_is_refused(
 ) -> None:
     data = shared_object[:offset] + patch + shared_object[offset + len(patch) :]
     with pytest.raises(ModelFileError, match=message):
-        read_shared_library(written(tmp_path, data))
+        read_architecture(written(tmp_path, data))
 
 
 @pytest.mark.parametrize(("machine", "name"), [(183, "aarch64"), (9999, "machine 9999")])
 def test_foreign_architectures_have_names(tmp_path: Path, shared_object: bytes, machine: int, name: str) -> None:
     data = shared_object[:18] + machine.to_bytes(2, "little") + shared_object[20:]
-    assert read_shared_library(written(tmp_path, data)).architecture == name
+    assert read_architecture(written(tmp_path, data)) == name
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"none\.so is missing: expected a model library"):
-        read_shared_library(tmp_path / "none.so")
+        read_architecture(tmp_path / "none.so")
     with pytest.raises(ModelFileError, match="cannot be read: Is a directory"):
-        read_shared_library(tmp_path)
+        read_architecture(tmp_path)
