@@ -1,8 +1,9 @@
 """From a chat completion request to the chunks of its answers; whole answers are the chunks folded."""
 
+import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from ..runtime.errors import RequestError
@@ -123,10 +124,15 @@ def asked(request: ChatCompletionRequest) -> Asked:
 
 def check_model(model: LoadedModel, name: str | None) -> None:
     """Raise RequestError when a request names another model."""
-    if name is not None and name not in model.names:
+    if name is not None and not is_name(name, model.names):
         raise RequestError(
             f"model {name[:200]!r} is not loaded: this engine has {model.name!r}", param="model", code="model_not_found"
         )
+
+
+def is_name(asked: str, names: Collection[str]) -> bool:
+    """Whether one of a model's names is asked for; a folder's path may be written in several ways."""
+    return asked in names or os.path.normpath(asked) in names
 
 
 def answer_id(request_id: str | None, kind: str) -> str:

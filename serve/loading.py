@@ -97,7 +97,7 @@ def assemble(
     stops = {*eos, *template.stop_token_ids, *(token for token in special.values() if token is not None)}
     return LoadedModel(
         name=name,
-        names=frozenset({name, os.fspath(folder), folder.resolve().name}),
+        names=frozenset({name, os.path.normpath(name), os.fspath(folder), folder.resolve().name}),
         config=config,
         tokenizer=tokenizer,
         template=template,

@@ -8,6 +8,7 @@ from enum import Enum
 from starlette.requests import Request
 
 from ...runtime.errors import RequestError
+from ..completion import is_name
 from .engine import ServingEngine
 from .errors import busy
 from .settings import Settings
@@ -65,7 +66,7 @@ class Service:
 
     def check_model(self, name: str | None) -> None:
         """Raises RequestError for a name that is neither the model's nor one of those of its folder."""
-        if name is not None and name != self.model_name and name not in self.engine.model.names:
+        if name is not None and name != self.model_name and not is_name(name, self.engine.model.names):
             message = f"model {name[:200]!r} is not loaded: this server has {self.model_name!r}"
             raise RequestError(message, param="model", code="model_not_found")
 
