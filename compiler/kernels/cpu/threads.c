@@ -15,7 +15,7 @@
  * back in one other line.
  *
  * A worker that kept the launcher waiting in the middle of its chunks shares its core with someone: it is left out for some
- * time, as long as it happens again for longer, up to MOST_REST.
+ * time, and when it happens again soon after, for twice as long, up to MOST_REST.
  *
  * A worker that finds nothing to do looks out for the next loop for SPIN, then sleeps: an idle engine takes
  * no processor time. A launcher that waits for the last chunks goes to sleep likewise, and so gives up its core to the
@@ -39,7 +39,7 @@
 
 enum { MAX_THREADS = 256, MOST_CHUNKS_PER_THREAD = 8, MAX_CHUNKS = 0xffff };
 enum { PARTS = 96 }; /* of most loops: builder.py */
-enum { SPIN = 20000, HELD_UP = 200000, LEAST_REST = 10000000, MOST_REST = 100000000 }; /* nanoseconds */
+enum { SPIN = 20000, HELD_UP = 200000, LEAST_REST = 5000000, MOST_REST = 100000000 }; /* nanoseconds */
 
 #if defined(__cplusplus)
 extern "C" {
@@ -245,7 +245,8 @@ static int run_alone(Body f, void *data) {
 /* Leave out, for a time, the workers that are `late`. */
 static void let_rest(const char *late) {
   int64_t now = nanoseconds();
-  int again = rest_end != 0 && now - rest_end < 4 * rest;
+  /* Soon after a rest: somebody stays on the core. Bursts, as of an event loop after each step, stay apart. */
+  int again = rest_end != 0 && now - rest_end < 2 * LEAST_REST;
   rest *= 2;
   if (!again) rest = LEAST_REST;
   if (rest > MOST_REST) rest = MOST_REST;
