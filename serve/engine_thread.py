@@ -4,7 +4,8 @@ import asyncio
 import sys
 import threading
 import traceback
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import suppress
 
 from ..runtime.errors import EngineError
 from ..runtime.events import Event, Finish
@@ -67,8 +68,7 @@ class EngineThread:
 
     def wake_streams(self) -> None:
         """Let every stream look at its jobs."""
-        for stream in list(self._streams):
-            stream.wake()
+        _wake(list(self._streams))
 
     def _check_running(self) -> None:
         if self._stopped:
@@ -89,9 +89,7 @@ class EngineThread:
             except Exception as error:  # a defect: those who wait must hear of it, and the engine go on
                 traceback.print_exc(file=sys.stderr)
                 self._scheduler.fail_all(EngineError(f"the engine failed: {type(error).__name__}: {error}"))
-            for stream in list(self._streams):
-                if stream.has_news():
-                    stream.wake()
+            _wake([stream for stream in list(self._streams) if stream.has_news()])
 
 
 class _Stream:
@@ -99,20 +97,28 @@ class _Stream:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = jobs
-        self._loop = asyncio.get_running_loop()
-        self._came = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+        self.came = asyncio.Event()
 
     def has_news(self) -> bool:
         return any(job.events or job.error is not None for job in self._jobs)
 
-    def wake(self) -> None:
-        """From any thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._came.set)
-        except RuntimeError:  # the loop is closed, so nobody waits
-            return
-
     async def wait(self) -> None:
         if not self.has_news():
-            await self._came.wait()
-        self._came.clear()
+            await self.came.wait()
+        self.came.clear()
+
+
+def _wake(streams: Iterable[_Stream]) -> None:
+    """Let streams look at their jobs, from any thread. It takes a system call for each event loop, not each stream."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Stream]] = {}
+    for stream in streams:
+        by_loop.setdefault(stream.loop, []).append(stream)
+    for loop, woken in by_loop.items():
+        with suppress(RuntimeError):  # the loop is closed, so nobody waits
+            loop.call_soon_threadsafe(_tell, woken)
+
+
+def _tell(streams: Iterable[_Stream]) -> None:
+    for stream in streams:
+        stream.came.set()
