@@ -49,6 +49,12 @@ _ENGINE_OVERRIDES: dict[str, tuple[str, Callable[[str], float]]] = {
     metavar="MODE",
     help="Whether beginnings that prompts share are computed once: radix or disable.",
 )
+@click.option(
+    "--embedding-model", metavar="MODEL", help="A second model, which answers /v1/embeddings in place of MODEL."
+)
+@click.option(
+    "--embedding-model-lib", type=FILE_OR_FOLDER, metavar="FILE", help="Its library, instead of the one beside it."
+)
 @click.option("--additional-models", multiple=True, metavar="MODEL", help="Draft models for speculative decoding.")
 @click.option(
     "--speculative-mode",
@@ -100,7 +106,7 @@ def command(
         address = url(host, listener.getsockname()[1])
 
         def load() -> "ServingEngine":
-            return _load(model, model_lib, device, mode, compiled_with, limits, flags["max_waiting"])
+            return _load(model, model_lib, device, mode, compiled_with, limits, flags)
 
         def ready(engine: "ServingEngine") -> None:
             click.echo(_ready_line(model, engine, address))
@@ -118,6 +124,8 @@ def _refuse_unsupported(flags: dict[str, Any]) -> None:
         raise refuse("--speculative-mode", flags["speculative_mode"], not_yet)
     if flags["prefix_cache_mode"] != "radix":
         raise refuse("--prefix-cache-mode", flags["prefix_cache_mode"], not_yet)
+    if flags["embedding_model_lib"] is not None and flags["embedding_model"] is None:
+        raise UsageError("--embedding-model-lib is the library of --embedding-model, which is not given")
     if flags["enable_tracing"]:
         raise refuse("--enable-tracing", "", not_yet)
     if flags["enable_debug"]:
@@ -142,9 +150,10 @@ def split_overrides(overrides: str) -> tuple[dict[str, float], str]:
 
 
 def _load(
-    model: str, model_lib: Path | None, device: str, mode: Any, overrides: str, limits: dict[str, Any], max_waiting: int
-) -> "ServingEngine":
-    """The engine, compiling MODEL first where it has to be. Raises UsageError, ModelFileError, EngineError."""
+    model: str, model_lib: Path | None, device: str, mode: Any, overrides: str, limits: dict[str, Any],
+    flags: dict[str, Any],
+) -> "ServingEngine":  # fmt: skip
+    """The engine, compiling its models first where they have to be. Raises UsageError, ModelFileError, EngineError."""
     from ..serve.async_engine import AsyncMLCEngine
     from ..serve.config import EngineConfig
     from .models import find_or_compile
@@ -152,13 +161,18 @@ def _load(
     compiled = find_or_compile(model, None, device, overrides)
     if limits["max_total_sequence_length"] is None:
         limits["max_total_sequence_length"] = compiled.context_limit
+    embedding_model, embedding_model_lib = flags["embedding_model"], flags["embedding_model_lib"]
+    if embedding_model is not None:
+        embedding_model = str(find_or_compile(embedding_model, None, device, "").folder)
     return AsyncMLCEngine(
         str(compiled.folder),
         device,
         model_lib=None if model_lib is None else str(model_lib),
         mode=mode,
         engine_config=EngineConfig(**{name: value for name, value in limits.items() if value is not None}),
-        max_waiting=max_waiting,
+        max_waiting=flags["max_waiting"],
+        embedding_model=embedding_model,
+        embedding_model_lib=None if embedding_model_lib is None else str(embedding_model_lib),
     )
 
 

@@ -82,6 +82,7 @@ _OPTIONS = (
         "--max-logprobs", 0, 20, default=20, help="Log-probabilities that a request may ask for beside each token."
     ),
     _size_option("--max-grammar-size", default="128K", help="Largest response_format, and tools, of a request."),
+    number_option("--max-inputs", 1, 2048, default=2048, help="Texts that one request for embeddings may have."),
     _size_option("--max-body-size", default="16M", help="Largest body of a request."),
     _size_option("--max-header-size", default="32K", help="Largest headers of a request."),
     click.option(
@@ -115,6 +116,7 @@ def settings_of(model: str, host: str, flags: dict[str, Any]) -> "Settings":
         ),
         allowed_hosts=flags["allowed_hosts"],
         model_name=model,
+        embedding_model_name=flags["embedding_model"],
         gateway=flags["gateway"],
         unity_catalog_url=flags["unity_catalog_url"],
         limits=RequestLimits(
@@ -124,6 +126,7 @@ def settings_of(model: str, host: str, flags: dict[str, Any]) -> "Settings":
             max_stop=flags["max_stop"],
             max_logprobs=flags["max_logprobs"],
             max_grammar_bytes=flags["max_grammar_size"],
+            max_inputs=flags["max_inputs"],
         ),
         max_body_bytes=flags["max_body_size"],
         max_header_bytes=flags["max_header_size"],

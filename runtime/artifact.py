@@ -54,6 +54,15 @@ class TokenizerInfo(Record):
     strip_space_in_decode: bool = False
 
 
+class EmbeddingMetadata(Record):
+    """How hidden states become embeddings (MLC's `embedding_metadata`)."""
+
+    _keep_unknown = True
+    model_type: Literal["encoder", "decoder"] = "decoder"
+    pooling_strategy: Literal["cls", "mean", "last"]
+    normalize: bool = True
+
+
 class ChatConfig(Record):
     """`mlc-chat-config.json`, MLC's schema 0.1.0 plus `prompt_format`."""
 
@@ -89,6 +98,7 @@ class ChatConfig(Record):
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] = 2
     model_task: str = "chat"
+    embedding_metadata: EmbeddingMetadata | None = None
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(by_alias=True), indent=2, ensure_ascii=False) + "\n"

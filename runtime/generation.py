@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 from .answer_form import AnswerForm
 from .answer_text import AnswerText, TextTokenizer
+from .embedding import EmbeddingJob, Pooling
 from .errors import RequestError
 from .events import Event, Finish
-from .job import Job
+from .job import Job, Work
 from .model import LanguageModel
 from .sampler import Sampler
 from .sampling_params import SamplingParams
@@ -63,15 +64,7 @@ class Generator:
         Raises RequestError for an empty prompt, one that fills the context (code "context_length_exceeded"), or invalid
         params.
         """
-        if not prompt_ids:
-            raise RequestError("the prompt is empty: at least one token is needed", param=param)
-        for token in (min(prompt_ids), max(prompt_ids)):
-            if not 0 <= token < self.model.vocab_size:
-                raise RequestError(
-                    f"token {token} is not in the vocabulary of {self.model.vocab_size}",
-                    param=param,
-                    code="invalid_value",
-                )
+        self._check_tokens(prompt_ids, "the prompt", param)
         context = self.context_window
         if len(prompt_ids) >= context:
             raise RequestError(
@@ -92,7 +85,35 @@ class Generator:
             job.form = AnswerForm(grammar.new(), self.vocab_size)
         return job
 
-    def follow(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Event]]:
+    def embedding_job(self, texts: Sequence[Sequence[int]], pooling: Pooling) -> EmbeddingJob:
+        """The embeddings of texts, for the scheduler.
+
+        Raises RequestError for a text without tokens and for one that does not fit into the context (code
+        "context_length_exceeded").
+        """
+        for index, text in enumerate(texts):
+            name = f"input[{index}]"
+            self._check_tokens(text, name, "input")
+            if len(text) > self.context_window:
+                raise RequestError(
+                    f"{name} has {len(text)} tokens; the context holds {self.context_window}: split the text",
+                    param="input",
+                    code="context_length_exceeded",
+                )
+        return EmbeddingJob(texts, pooling)
+
+    def _check_tokens(self, tokens: Sequence[int], name: str, param: str) -> None:
+        if not tokens:
+            raise RequestError(f"{name} is empty: at least one token is needed", param=param)
+        for token in (min(tokens), max(tokens)):
+            if not 0 <= token < self.model.vocab_size:
+                raise RequestError(
+                    f"token {token} is not in the vocabulary of {self.model.vocab_size}",
+                    param=param,
+                    code="invalid_value",
+                )
+
+    def follow(self, jobs: Sequence[Work]) -> Iterator[tuple[int, Event]]:
         """The events of several answers as they come, each with the index of its job.
 
         Lets the scheduler compute until the next one is there, whoever else gets some meanwhile.

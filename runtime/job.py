@@ -1,4 +1,4 @@
-"""One answer, from the prompt to its end, for whoever computes it and for whoever reads it."""
+"""Work of a scheduler, as an answer from the prompt to its end, for whoever computes it and for whoever reads it."""
 
 from collections import deque
 from typing import Literal
@@ -14,15 +14,12 @@ MOST_UNREAD = 256  # events; an answer that nobody reads is not generated furthe
 EXACT = 64  # tokens: prompts that are cut at multiples of it give the same numbers as whole ones
 
 
-class Job:
-    """One answer: its tokens so far, and the events that nobody has read yet."""
+class Work:
+    """Something to compute: its place in the KV cache, and the events that nobody has read yet."""
 
-    def __init__(
-        self, tokens: list[int], sampler: Sampler, stops: frozenset[int], text: AnswerText, limit: int
-    ) -> None:
-        """`tokens` are the prompt's; one of `stops` ends the answer, or `limit` tokens do."""
-        self.tokens, self.sampler, self.stops, self.text, self.limit = tokens, sampler, stops, text, limit
-        self.prompt_tokens = len(tokens)
+    def __init__(self, tokens: list[int], prompt_tokens: int) -> None:
+        """`tokens` are those of a text whose keys and values are kept for texts that begin alike."""
+        self.tokens, self.prompt_tokens = tokens, prompt_tokens
         self.events: deque[Event] = deque()
         self.error: MLCError | None = None  # instead of further events
         self.over = False  # nothing more is computed
@@ -30,8 +27,40 @@ class Job:
         self.sequence: int | None = None  # of the KV cache, which holds the first `computed` tokens
         self.computed = 0
         self.cached_tokens: int | None = None
+        self.began = 0.0  # seconds of computing
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the result must be the same to the last bit, whatever is known already or runs beside it."""
+        return True
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the logits of all tokens are needed still."""
+        return False
+
+    @property
+    def uncomputed(self) -> int:
+        """Tokens that the KV cache does not hold."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def needed_tokens(self) -> int:
+        """Tokens that the KV cache has to hold at a time, as far as is known."""
+        return len(self.tokens) + 1
+
+
+class Job(Work):
+    """One answer: its tokens so far, and what it is made with."""
+
+    def __init__(
+        self, tokens: list[int], sampler: Sampler, stops: frozenset[int], text: AnswerText, limit: int
+    ) -> None:
+        """`tokens` are the prompt's; one of `stops` ends the answer, or `limit` tokens do."""
+        super().__init__(tokens, len(tokens))
+        self.sampler, self.stops, self.text, self.limit = sampler, stops, text, limit
         self.count = 0  # tokens of the answer
-        self.began = self.first_token = 0.0  # seconds of computing
+        self.first_token = 0.0  # seconds of computing
         # A pass that checks a guess rounds in other places: with a seed, answers must not depend on what is guessed.
         self.lookup = Lookup() if sampler.seed is None else None
         self.form: AnswerForm | None = None  # None for an answer that may be any text
@@ -51,11 +80,6 @@ class Job:
     def is_scored(self) -> bool:
         """Whether the logits of the prompt are needed still."""
         return self.scores is not None and not self.count
-
-    @property
-    def uncomputed(self) -> int:
-        """Tokens that the KV cache does not hold."""
-        return len(self.tokens) - self.computed
 
     def take(self, sampled: Sampled, now: float) -> Finish | None:
         """One more token of the answer, at `now`. Returns the end of the answer, if it is the last one.

@@ -1,28 +1,30 @@
 """The answers of a scheduler, by how far they are."""
 
 from collections import deque
+from collections.abc import MutableSequence
 from contextlib import suppress
+from typing import Any
 
-from .job import Job
+from .job import Job, Work
 
 
 class JobQueues:
     """Waiting answers, the oldest first, and running ones. Other threads only add to `arrived` and `given_up`."""
 
     def __init__(self) -> None:
-        self.arrived: deque[Job] = deque()
-        self.given_up: deque[Job] = deque()
-        self.waiting: deque[Job] = deque()
-        self.prefilling: list[Job] = []
+        self.arrived: deque[Work] = deque()
+        self.given_up: deque[Work] = deque()
+        self.waiting: deque[Work] = deque()
+        self.prefilling: list[Work] = []
         self.decoding: list[Job] = []
         self._submitted = 0
 
     @property
-    def running(self) -> list[Job]:
+    def running(self) -> list[Work]:
         """Those with a sequence."""
         return [*self.prefilling, *self.decoding]
 
-    def first_waiting(self) -> list[Job]:
+    def first_waiting(self) -> list[Work]:
         """The oldest of those that wait, if any; for all threads."""
         try:
             return [self.waiting[0]]
@@ -37,14 +39,15 @@ class JobQueues:
             job.number = self._submitted
             self.waiting.append(job)
 
-    def put_back(self, job: Job) -> None:
+    def put_back(self, job: Work) -> None:
         """Let a running answer wait, before younger ones."""
         self.remove(job)
         place = next((i for i, other in enumerate(self.waiting) if other.number > job.number), len(self.waiting))
         self.waiting.insert(place, job)
 
-    def remove(self, job: Job) -> None:
+    def remove(self, job: Work) -> None:
         """Take an answer out, wherever it is."""
-        for jobs in (self.waiting, self.prefilling, self.decoding):
+        queues: tuple[MutableSequence[Any], ...] = (self.waiting, self.prefilling, self.decoding)
+        for jobs in queues:
             with suppress(ValueError):
                 jobs.remove(job)

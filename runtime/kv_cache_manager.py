@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from .errors import EngineError
-from .job import EXACT, Job
+from .job import EXACT, Work
 from .model import LanguageModel
 from .prefix_cache import PrefixCache
 
@@ -16,14 +16,14 @@ class KVCacheManager:
         self._model, self._pages = model, model.pages
         self._prefix_cache = PrefixCache(model.pages)
 
-    def pages_in_use(self, jobs: Iterable[Job]) -> int:
+    def pages_in_use(self, jobs: Iterable[Work]) -> int:
         """Pages that running answers need; what is kept for later ones does not count."""
         running = list(jobs)
         with suppress(EngineError):  # a step may just be removing one
             return len({page for job in running for page in self._pages_of(job)}) + len(running)  # the last ones
         return self.pages_in_use(running)
 
-    def known_pages(self, job: Job) -> list[int]:
+    def known_pages(self, job: Work) -> list[int]:
         """The pages that an answer can begin with."""
         if job.is_scored:
             return []
@@ -32,7 +32,7 @@ class KVCacheManager:
             return self._prefix_cache.find(tokens)
         return self._prefix_cache.find(tokens, multiple=EXACT // self._pages.page_size or 1, from_prompts=True)
 
-    def is_about_to_know(self, job: Job, known_pages: int, others: Iterable[Job]) -> bool:
+    def is_about_to_know(self, job: Work, known_pages: int, others: Iterable[Work]) -> bool:
         """Whether one of `others` is about to compute pages of `job` that are not there yet."""
         start = known_pages * self._pages.page_size
         end = start + self._pages.page_size
@@ -43,24 +43,24 @@ class KVCacheManager:
             for other in others
         )
 
-    def has_room(self, job: Job, known_pages: int, others: Iterable[Job]) -> bool:
+    def has_room(self, job: Work, known_pages: int, others: Iterable[Work]) -> bool:
         """Whether an answer fits beside the others; if not they would take turns to drop each other."""
-        needed = -(-(len(job.tokens) + 1) // self._pages.page_size) - known_pages
+        needed = -(-job.needed_tokens // self._pages.page_size) - known_pages
         return needed <= self._pages.num_pages - self.pages_in_use(others)
 
-    def allocate(self, job: Job, known_pages: list[int]) -> None:
+    def allocate(self, job: Work, known_pages: list[int]) -> None:
         """Give an answer a sequence."""
         job.sequence = self._model.add_sequence(known_pages)
         job.computed = len(known_pages) * self._pages.page_size
 
-    def free(self, job: Job) -> None:
+    def free(self, job: Work) -> None:
         """Take the sequence of an answer; what it holds is kept."""
         with suppress(EngineError):  # the model has removed it already after a pass that failed
             self.keep(job)
             self._model.remove_sequence(job.sequence)  # type: ignore[arg-type]
         job.sequence, job.computed = None, 0
 
-    def keep(self, job: Job) -> None:
+    def keep(self, job: Work) -> None:
         """Let texts that begin as an answer does begin with its pages."""
         pages = self._pages_of(job)  # after a stop string more may be computed than there are tokens
         pages = pages[: len(job.tokens) // self._pages.page_size]
@@ -74,7 +74,7 @@ class KVCacheManager:
         """Keep nothing."""
         self._prefix_cache.clear()
 
-    def _pages_of(self, job: Job) -> list[int]:
+    def _pages_of(self, job: Work) -> list[int]:
         """Those that are full of computed tokens."""
         if job.sequence is None:
             return []

@@ -5,14 +5,15 @@ next token by no more, and LONGEST_STEP otherwise, after which an interrupt or a
 and the one with the least left take turns: a short prompt does not wait for a long one, nor a long one for ever.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from .answer_form import FormMasks
+from .embedding import EmbeddingJob, embed
 from .errors import MLCError
 from .events import PromptScored
-from .job import EXACT, Job
+from .job import EXACT, Job, Work
 from .lazy_array import first_columns
 from .model import LanguageModel, Logits
 from .sampler import Sampled, sample_or_error
@@ -35,7 +36,7 @@ class Prefill:
         self._oldest_first = True
         self.rate = 1000.0  # tokens per second, as measured
 
-    def next(self, jobs: Sequence[Job]) -> Job:
+    def next(self, jobs: Sequence[Work]) -> Work:
         """The prompt of which a piece is due."""
         self._oldest_first = not self._oldest_first
         if self._oldest_first or len(jobs) == 1:
@@ -52,7 +53,7 @@ class Prefill:
         begin = perf_counter()
         masks = self._masks.start([job.form] if count == job.uncomputed else [])
         logits = self._pass(job, count)
-        self.rate += ((count / (perf_counter() - begin)) - self.rate) / 4
+        self._learn(count, begin)
         job.computed += count
         if job.uncomputed:
             return None
@@ -64,10 +65,22 @@ class Prefill:
         mask = None if job.form is None else job.form.mask
         return sample_or_error(job.sampler, first_columns(logits, self._vocab_size), mask)
 
-    def _piece(self, job: Job, seconds: float) -> int:
+    def embed(self, job: EmbeddingJob, others_decode: bool, make_room: Callable[[int], bool]) -> None:
+        """Compute a piece of a text that is embedded, or several texts. Raises as `run`; `make_room` gets pages that
+        nobody needs."""
+        count = self._piece(job, MOST_GAP if others_decode else LONGEST_STEP)
+        begin, before = perf_counter(), job.uncomputed
+        embed(self._model, job, count, make_room)
+        self._learn(before - job.uncomputed, begin)
+
+    def _learn(self, count: int, begin: float) -> None:
+        self.rate += ((count / (perf_counter() - begin)) - self.rate) / 4
+
+    def _piece(self, job: Work, seconds: float) -> int:
         """How many tokens of a prompt to compute at once."""
         most = self._model.prefill_chunk_size
-        count = _SCORED_AT_ONCE if job.scores is not None else min(most, int(self.rate * seconds))
+        scored = isinstance(job, Job) and job.scores is not None
+        count = _SCORED_AT_ONCE if scored else min(most, int(self.rate * seconds))
         if count < EXACT and not job.is_exact:
             count = max(count, _FEWEST_TOKENS)
         else:

@@ -17,8 +17,10 @@ from time import perf_counter
 
 from .answer_form import FormMasks
 from .decode import Decode
+from .embedding import EmbeddingJob
 from .errors import EngineError, MLCError, OverloadedError
-from .job import Job
+from .events import Finish
+from .job import Job, Work
 from .job_queues import JobQueues
 from .kv_cache import CacheFullError
 from .kv_cache_manager import KVCacheManager
@@ -60,7 +62,7 @@ class Scheduler:
         self._kv_cache = KVCacheManager(model)
         self._max_num_sequence = model.max_num_sequence
         self._jobs = JobQueues()
-        self._without_room: Job | None = None  # the first of those that wait, while there is none for it
+        self._without_room: Work | None = None  # the first of those that wait, while there is none for it
         self._clock = self._step_began = 0.0  # seconds of all steps but this one, and when this one began
         self._lock = threading.RLock()
 
@@ -91,13 +93,13 @@ class Scheduler:
         with self._lock:
             self._kv_cache.forget()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Work) -> None:
         """Let an answer wait for its turn. Raises OverloadedError when too many do."""
         if self.max_waiting is not None and self.num_waiting >= self.max_waiting:
             raise OverloadedError(f"{self.num_waiting} requests are waiting already: try again later")
         self._jobs.arrived.append(job)
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: Work) -> None:
         """Drop an answer, if it is not over yet; its pages are free for others at once, or after the step that runs."""
         self._jobs.given_up.append(job)
         if self._lock.acquire(blocking=False):
@@ -113,7 +115,7 @@ class Scheduler:
             for job in [*self._jobs.waiting, *self._jobs.running]:
                 self._fail(job, error)
 
-    def run_until_event(self, jobs: Sequence[Job]) -> None:
+    def run_until_event(self, jobs: Sequence[Work]) -> None:
         """Run steps until one of `jobs` has an event. Raises the error that ended one of them instead.
 
         Where they wait for answers that nobody reads, these are computed to their ends, as the caller may be the one
@@ -169,7 +171,7 @@ class Scheduler:
 
     # Who runs
 
-    def _may_begin(self, job: Job) -> bool:
+    def _may_begin(self, job: Work) -> bool:
         """Whether there is a sequence for an answer, and room, as far as is known."""
         return self.num_running < self._max_num_sequence and job is not self._without_room
 
@@ -186,16 +188,18 @@ class Scheduler:
                 return
             jobs.waiting.popleft()
             self._kv_cache.allocate(job, pages)
-            if job.is_scored:
+            if isinstance(job, Job) and job.is_scored:
                 job.scores = []
             if job.cached_tokens is None:
                 job.cached_tokens, job.began = job.computed, self._now()
                 self.counters.prompt_tokens += job.prompt_tokens
                 self.counters.cached_tokens += job.cached_tokens
-            decodes = job.computed and job.uncomputed == 1 and not job.is_exact
-            (jobs.decoding if decodes else jobs.prefilling).append(job)
+            if isinstance(job, Job) and job.computed and job.uncomputed == 1 and not job.is_exact:
+                jobs.decoding.append(job)
+            else:
+                jobs.prefilling.append(job)
 
-    def _find_room(self, full: CacheFullError, job: Job) -> bool:
+    def _find_room(self, full: CacheFullError, job: Work) -> bool:
         """Get pages for `job`: those that no running answer needs, else those of the youngest. False: it is stopped
         itself, to go on later, or for good when it was alone."""
         if self._kv_cache.make_room(full.missing):
@@ -209,12 +213,12 @@ class Scheduler:
         self._suspend(youngest)
         return youngest is not job
 
-    def _suspend(self, job: Job) -> None:
+    def _suspend(self, job: Work) -> None:
         """Take the sequence of an answer, which waits for another one."""
         self._release(job)
         self._jobs.put_back(job)
 
-    def _release(self, job: Job) -> None:
+    def _release(self, job: Work) -> None:
         """Take the sequence of an answer."""
         self._jobs.remove(job)
         if job.sequence is not None:
@@ -230,7 +234,7 @@ class Scheduler:
         job, others_decode = self.prefill.next(prefilling), any(other.is_read for other in decoding)
         while True:
             try:
-                sampled = self.prefill.run(job, others_decode)
+                sampled = self._prefilled(job, others_decode)
                 break
             except CacheFullError as full:
                 if not self._find_room(full, job):
@@ -239,11 +243,22 @@ class Scheduler:
                 self._after_failure([job], error)
                 return
         self._kv_cache.keep(job)
-        if not job.uncomputed:
-            prefilling.remove(job)
-            decoding.append(job)
-        if sampled is not None:
-            self._take(job, sampled)
+        if isinstance(job, Job):
+            if not job.uncomputed:
+                prefilling.remove(job)
+                decoding.append(job)
+            if sampled is not None:
+                self._take(job, sampled)
+        elif not job.uncomputed:
+            self._drop(job)
+            job.events.append(Finish("stop", job.prompt_tokens, 0, 0, self._now() - job.began, 0.0))
+
+    def _prefilled(self, job: Work, others_decode: bool) -> Sampled | MLCError | None:
+        if isinstance(job, EmbeddingJob):
+            self.prefill.embed(job, others_decode, self._kv_cache.make_room)
+            return None
+        assert isinstance(job, Job)
+        return self.prefill.run(job, others_decode)
 
     def _run_decode(self, unread_too: bool) -> None:
         """More of each answer that somebody reads."""
@@ -279,7 +294,7 @@ class Scheduler:
             self._drop(job)
             job.events.append(finish)
 
-    def _after_failure(self, jobs: Sequence[Job], error: BaseException) -> None:
+    def _after_failure(self, jobs: Sequence[Work], error: BaseException) -> None:
         """A pass for `jobs` has failed, and the model has removed their sequences."""
         for job in jobs:
             if isinstance(error, EngineError):
@@ -289,11 +304,11 @@ class Scheduler:
         if not isinstance(error, EngineError):
             raise error
 
-    def _fail(self, job: Job, error: MLCError) -> None:
+    def _fail(self, job: Work, error: MLCError) -> None:
         self._drop(job)
         job.error = error
 
-    def _drop(self, job: Job) -> None:
+    def _drop(self, job: Work) -> None:
         """Nothing more is computed for an answer."""
         job.over = True
         self._without_room = None

@@ -16,6 +16,8 @@ from .chat import CreateOptions, merged_arguments, parse_arguments
 from .completion import Chunked, Completion, Folder
 from .completions import CompletionOptions, Prompts
 from .config import EngineConfig, Mode
+from .embedding_protocol import CreateEmbeddingResponse, EmbeddingRequest
+from .embeddings import AsyncEmbeddings, EmbeddingTask
 from .engine import checked_config, path_text
 from .engine_thread import EngineThread
 from .loading import LoadedModel, load_model
@@ -53,10 +55,13 @@ class AsyncMLCEngine:
         mode: Mode = "local",
         engine_config: EngineConfig | None = None,
         max_waiting: int | None = None,
+        embedding_model: str | os.PathLike[str] | None = None,
+        embedding_model_lib: str | os.PathLike[str] | None = None,
     ) -> None:
         """Load a model, as `MLCEngine` does; that takes its time, also on an event loop.
 
-        Requests beyond `max_waiting` that wait for their turn are refused with OverloadedError. Raises UsageError,
+        Requests beyond `max_waiting` that wait for their turn are refused with OverloadedError. Embeddings are those
+        of `embedding_model`, a second one that is loaded beside the other, if it is given. Raises UsageError,
         ModelFileError, EngineError.
         """
         library = None if model_lib is None else path_text("model_lib", model_lib)
@@ -70,6 +75,12 @@ class AsyncMLCEngine:
         self._jobs: dict[str, list[Job]] = {}  # of the answers that run, by their id
         self._terminated = False
         self.chat, self.completions = AsyncChat(self), AsyncCompletions(self)
+        self.embeddings = AsyncEmbeddings(self.embed)
+        self._embedder: AsyncMLCEngine | None = None
+        if embedding_model is not None:
+            self._embedder = AsyncMLCEngine(
+                embedding_model, device, model_lib=embedding_model_lib, max_waiting=max_waiting
+            )
         self.models = Models(self.model)
 
     @property
@@ -96,8 +107,7 @@ class AsyncMLCEngine:
         self, prepare: Callable[[LoadedModel, _Request], Chunked[_Chunk]], request: _Request
     ) -> AsyncGenerator[_Chunk, None]:
         """The chunks of a request. It is prepared by a thread, as this may take its time."""
-        if self._terminated:
-            raise EngineError("the engine is terminated: make a new AsyncMLCEngine")
+        self._check_running()
         loop = asyncio.get_running_loop()
         completion = await loop.run_in_executor(self._preparing, prepare, self.model, request)
         self._jobs[completion.id] = completion.jobs
@@ -108,6 +118,27 @@ class AsyncMLCEngine:
                         yield chunk
         finally:
             self._jobs.pop(completion.id, None)
+
+    @property
+    def embedding_model(self) -> LoadedModel | None:
+        """The model that is there for embeddings only, if any."""
+        return None if self._embedder is None else self._embedder.model
+
+    async def embed(self, request: EmbeddingRequest) -> CreateEmbeddingResponse:
+        """The embeddings of texts, which are computed in pieces beside the answers that run.
+
+        Raises as `complete` does. Cancelling the task that awaits it ends the work within one step.
+        """
+        self._check_running()
+        if self._embedder is not None:
+            return await self._embedder.embed(request)
+        loop = asyncio.get_running_loop()
+        task = await loop.run_in_executor(self._preparing, EmbeddingTask, self.model, request)
+        async with aclosing(self._thread.stream([task.job])) as events:
+            async for _ in events:
+                pass
+        self._check_running()
+        return await loop.run_in_executor(self._preparing, task.response)
 
     async def abort(self, request_id: str) -> None:
         """End the answer with this id; its stream raises EngineError. Nothing happens if there is none."""
@@ -120,12 +151,18 @@ class AsyncMLCEngine:
         """What the engine is doing, and has done."""
         return metrics_of(self.model.generator)
 
+    def _check_running(self) -> None:
+        if self._terminated:
+            raise EngineError("the engine is terminated: make a new AsyncMLCEngine")
+
     def terminate(self) -> None:
         """End all streams with EngineError, and free the model. A second call does nothing."""
         if self._terminated:
             return
         self._terminated = True
         self._thread.stop()
+        if self._embedder is not None:
+            self._embedder.terminate()
         self._preparing.shutdown(wait=False, cancel_futures=True)
 
     async def __aenter__(self) -> "AsyncMLCEngine":

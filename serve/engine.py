@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .chat import Chat
     from .completion import Chunked
     from .completions import Completions
+    from .embedding_protocol import CreateEmbeddingResponse, EmbeddingRequest
+    from .embeddings import Embeddings
     from .metrics import EngineMetrics
     from .models import Models
     from .protocol import ChatCompletionRequest, ChatCompletionStreamResponse
@@ -120,6 +122,13 @@ class MLCEngine:
         return Completions(self._complete_text)
 
     @cached_property
+    def embeddings(self) -> "Embeddings":
+        """Embeddings, as OpenAI's clients have them: `engine.embeddings.create`."""
+        from .embeddings import Embeddings
+
+        return Embeddings(self._embed)
+
+    @cached_property
     def models(self) -> "Models":
         """`engine.models.list()`: the model of this engine, as OpenAI's clients have it."""
         from .models import Models
@@ -138,6 +147,15 @@ class MLCEngine:
         model = self._loaded()
         completion = Completion(model, request)
         return self._while_running(self._chunks(model, completion))
+
+    def _embed(self, request: "EmbeddingRequest") -> "CreateEmbeddingResponse":
+        from .embeddings import EmbeddingTask
+
+        model = self._loaded()
+        task = EmbeddingTask(model, request)
+        for _ in self._while_running(model.generator.follow([task.job])):
+            pass
+        return task.response()
 
     def _chunks(self, model: LoadedModel, completion: "Chunked[_Item]") -> Iterator[_Item]:
         self._jobs[completion.id] = completion.jobs

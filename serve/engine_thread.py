@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from ..runtime.errors import EngineError
 from ..runtime.events import Event, Finish
-from ..runtime.job import MOST_UNREAD, Job
+from ..runtime.job import MOST_UNREAD, Work
 from ..runtime.scheduler import Scheduler
 
 
@@ -24,7 +24,7 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="mlc-engine", daemon=True)
         self._thread.start()
 
-    async def stream(self, jobs: Sequence[Job]) -> AsyncGenerator[tuple[int, Event], None]:
+    async def stream(self, jobs: Sequence[Work]) -> AsyncGenerator[tuple[int, Event], None]:
         """The events of several answers as they come, each with the index of its job.
 
         Closing the iterator gives up what is not finished, after the step that runs at most. Raises EngineError when
@@ -95,7 +95,7 @@ class EngineThread:
 class _Stream:
     """Somebody on an event loop who waits for events of some jobs."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Sequence[Work]) -> None:
         self._jobs = jobs
         self.loop = asyncio.get_running_loop()
         self.came = asyncio.Event()

@@ -29,6 +29,7 @@ class LoadedModel:
 
     name: str
     names: frozenset[str]
+    folder: Path
     config: ChatConfig
     tokenizer: Tokenizer
     template: Template
@@ -98,6 +99,7 @@ def assemble(
     return LoadedModel(
         name=name,
         names=frozenset({name, os.path.normpath(name), os.fspath(folder), folder.resolve().name}),
+        folder=folder,
         config=config,
         tokenizer=tokenizer,
         template=template,

@@ -50,13 +50,32 @@ class DebugConfig(_Strict):
     ignore_eos: bool = False
 
 
-class GenerationRequest(_Strict):
-    """The fields of every request that text is generated for. `None` means the model's default; ranges are those of
-    `SamplingParams`."""
+class Request(_Strict):
+    """What every request has."""
 
     kind: ClassVar[str]  # how errors call it
 
     model: str | None = None
+    user: str | None = None  # means something to OpenAI's service only
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any]) -> Self:
+        """Read a request. Raises RequestError that names the field, also for what is not supported."""
+        try:
+            request = cls.model_validate(dict(fields))
+        except ValidationError as error:
+            raise _first_problem(cls, error) from None
+        request.check()
+        return request
+
+    def check(self) -> None:
+        """Raise RequestError for fields that do not go together, or are not supported."""
+
+
+class GenerationRequest(Request):
+    """The fields of every request that text is generated for. `None` means the model's default; ranges are those of
+    `SamplingParams`."""
+
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[TokenId, float] | None = None
@@ -69,7 +88,6 @@ class GenerationRequest(_Strict):
     temperature: float | None = None
     top_p: float | None = None
     # These mean something to OpenAI's service only; they are checked, and nothing comes of them.
-    user: str | None = None
     safety_identifier: str | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
@@ -82,16 +100,6 @@ class GenerationRequest(_Strict):
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
     debug_config: DebugConfig | None = None
-
-    @classmethod
-    def parse(cls, fields: Mapping[str, Any]) -> Self:
-        """Read a request. Raises RequestError that names the field, also for what is not supported."""
-        try:
-            request = cls.model_validate(dict(fields))
-        except ValidationError as error:
-            raise _first_problem(cls, error) from None
-        request.check()
-        return request
 
     def check(self) -> None:
         """Raise RequestError for fields that do not go together, or are not supported."""
@@ -125,7 +133,7 @@ def unsupported(field: str, value: object, only: str) -> RequestError:
     )
 
 
-def _first_problem(request: type[GenerationRequest], error: ValidationError) -> RequestError:
+def _first_problem(request: type[Request], error: ValidationError) -> RequestError:
     problem = error.errors(include_url=False, include_context=False)[0]
     param = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":

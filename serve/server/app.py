@@ -7,9 +7,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ... import __version__
 from ...runtime.errors import MLCError
+from ..embedding_protocol import EmbeddingRequest
 from ..protocol import ChatCompletionRequest
 from ..text_protocol import CompletionRequest
-from . import chat, completions, gateway, info, metrics, tokens
+from . import chat, completions, embeddings, gateway, info, metrics, tokens
 from .access import Access
 from .engine import ServingEngine
 from .errors import HTTPError, handle
@@ -18,8 +19,8 @@ from .openapi import add_openapi
 from .service import Service
 from .settings import Settings
 
-_ROUTERS = (chat.router, completions.router, info.router, metrics.router, tokens.router)
-_BODIES = (ChatCompletionRequest, CompletionRequest, tokens.TokenizeRequest, tokens.DetokenizeRequest)
+_ROUTERS = (chat.router, completions.router, embeddings.router, info.router, metrics.router, tokens.router)
+_BODIES = (ChatCompletionRequest, CompletionRequest, EmbeddingRequest, tokens.TokenizeRequest, tokens.DetokenizeRequest)
 _ERRORS = (MLCError, HTTPError, HTTPException, RequestValidationError)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
+from ..embedding_protocol import CreateEmbeddingResponse, EmbeddingRequest
 from ..loading import LoadedModel
 from ..metrics import EngineMetrics
 from ..protocol import ChatCompletionRequest, ChatCompletionStreamResponse
@@ -15,6 +16,8 @@ class ServingEngine(Protocol):
     @property
     def model(self) -> LoadedModel: ...
     @property
+    def embedding_model(self) -> LoadedModel | None: ...
+    @property
     def context_window_size(self) -> int: ...
 
     def complete(self, request: ChatCompletionRequest) -> AsyncGenerator[ChatCompletionStreamResponse, None]:
@@ -26,6 +29,9 @@ class ServingEngine(Protocol):
 
     def complete_text(self, request: CompletionRequest) -> AsyncGenerator[CompletionResponse, None]:
         """The same for a text completion."""
+
+    async def embed(self, request: EmbeddingRequest) -> CreateEmbeddingResponse:
+        """The embeddings of texts, by `embedding_model` where there is one, else by `model`. Raises as `complete`."""
 
     def metrics(self) -> EngineMetrics:
         """What the engine is doing, and has done."""

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 from ... import __version__
 from ..models import ModelInfo, ModelList
 from .openapi import ERRORS
-from .service import Phase, Service, service_of
+from .service import Phase, service_of
 
 router = APIRouter()
 
@@ -45,17 +45,18 @@ async def version() -> Version:
 
 @router.get("/v1/models", summary="List the models", responses=ERRORS)
 async def list_models(http: Request) -> ModelList:
-    """The model that this server answers with."""
-    return ModelList(data=[_info(service_of(http))])
+    """The model that this server answers with, and the one for embeddings where that is another."""
+    service = service_of(http)
+    embedder = service.embedding_model_name
+    names = [service.model_name, *([] if embedder is None else [embedder])]
+    return ModelList(data=[ModelInfo(id=name, created=service.created) for name in names])
 
 
 @router.get("/v1/models/{model:path}", summary="One model", responses=ERRORS)
 async def retrieve_model(http: Request, model: str) -> ModelInfo:
     """The model of that name, which may be any under which requests can ask for it."""
     service = service_of(http)
+    if not service.has_model(model) and service.embedding_model_name is not None:
+        return ModelInfo(id=service.check_embedding_model(model), created=service.created)
     service.check_model(model)
-    return _info(service)
-
-
-def _info(service: Service) -> ModelInfo:
     return ModelInfo(id=service.model_name, created=service.created)

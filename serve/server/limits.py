@@ -7,6 +7,7 @@ from pydantic_core import to_json
 
 from ...runtime.errors import RequestError
 from ...runtime.sampling_params import MAX_STOP, MAX_TOP_LOGPROBS
+from ..embedding_protocol import MAX_INPUTS, EmbeddingRequest
 from ..protocol import ChatCompletionRequest
 from ..request import MAX_ANSWERS, GenerationRequest
 from ..text_protocol import DEFAULT_MAX_TOKENS, CompletionRequest
@@ -21,6 +22,7 @@ class RequestLimits:
     - max_messages: messages of a conversation.
     - max_stop: strings that end an answer. max_logprobs: tokens whose log-probabilities stand beside each of an answer.
     - max_grammar_bytes: of `response_format`, and of `tools`, as JSON.
+    - max_inputs: texts to embed.
     """
 
     max_choices: int = MAX_ANSWERS
@@ -29,6 +31,7 @@ class RequestLimits:
     max_stop: int = MAX_STOP
     max_logprobs: int = MAX_TOP_LOGPROBS
     max_grammar_bytes: int = 128 << 10
+    max_inputs: int = MAX_INPUTS
 
     def apply(self, request: GenerationRequest) -> None:
         """Raise RequestError for what goes beyond; set the limit of tokens where the request has none."""
@@ -59,6 +62,10 @@ class RequestLimits:
             yield "logprobs", request.logprobs or 0, self.max_logprobs, "log-probabilities"
         yield "n" if prompts == 1 else "prompt", n * prompts, self.max_choices, "answers"
         yield "stop", len(request.stop or ()), self.max_stop, "texts"
+
+    def check_inputs(self, request: EmbeddingRequest) -> None:
+        """Raise RequestError for more texts than may be embedded."""
+        _check("input", len(request.inputs), self.max_inputs, "embeddings")
 
 
 def _check(field: str, value: int, limit: int, what: str) -> None:

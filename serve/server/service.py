@@ -64,11 +64,32 @@ class Service:
         known = self.engine.model
         return self.settings.model_name or known.name
 
+    def has_model(self, name: str) -> bool:
+        """Whether the model is called that, or has it among the names of its folder."""
+        return name == self.model_name or is_name(name, self.engine.model.names)
+
     def check_model(self, name: str | None) -> None:
-        """Raises RequestError for a name that is neither the model's nor one of those of its folder."""
-        if name is not None and name != self.model_name and not is_name(name, self.engine.model.names):
+        """Raises RequestError for a name of another model."""
+        if name is not None and not self.has_model(name):
             message = f"model {name[:200]!r} is not loaded: this server has {self.model_name!r}"
             raise RequestError(message, param="model", code="model_not_found")
+
+    @property
+    def embedding_model_name(self) -> str | None:
+        """What the model is called that is there for embeddings only. Raises HTTPError 503 while there is none."""
+        model = self.engine.embedding_model
+        return None if model is None else self.settings.embedding_model_name or model.name
+
+    def check_embedding_model(self, name: str | None) -> str:
+        """What the model that answers for embeddings is called. Raises RequestError for the name of another one."""
+        known, model = self.embedding_model_name, self.engine.embedding_model
+        if known is None or model is None:
+            self.check_model(name)
+            return self.model_name
+        if name is not None and name != known and not is_name(name, model.names):
+            message = f"model {name[:200]!r} gives no embeddings: this server has {known!r} for them"
+            raise RequestError(message, param="model", code="model_not_found")
+        return known
 
     def take(self) -> Callable[[], None]:
         """Count an answer in the making, for which `drain` waits; what is returned ends it, once.

@@ -32,7 +32,7 @@ class Settings:
     - api_key: what `Authorization: Bearer ...` must carry; covers every path but /health.
     - allowed_hosts: names that a `Host` header may have, so that a web page cannot reach a server on loopback under a
       name of its own (DNS rebinding). None: the loopback's names on a loopback address, anything elsewhere.
-    - model_name: what to call the model in answers. None: as the engine does.
+    - model_name, embedding_model_name: what to call the models in answers. None: as the engine does.
     - gateway: answer MLflow's gateway path too; unity_catalog_url: where it asks for tools of kind `uc_function`.
     - limits: what one request may ask for.
     - max_concurrent_requests: answers in the making, waiting ones included; more get 429.
@@ -47,6 +47,7 @@ class Settings:
     cross_origin: CrossOrigin = field(default_factory=CrossOrigin)
     allowed_hosts: tuple[str, ...] | None = None
     model_name: str | None = None
+    embedding_model_name: str | None = None
     gateway: bool = False
     unity_catalog_url: str | None = None
     limits: RequestLimits = field(default_factory=RequestLimits)

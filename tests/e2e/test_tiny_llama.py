@@ -1,5 +1,6 @@
 """Tiny random Llamas, compiled by the whole pipeline and run by the thin runtime: logits equal transformers'."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mlc_llm.compiler.quantization.group import dequantize
 from mlc_llm.compiler.quantization.scheme import SCHEMES
 from mlc_llm.runtime.model import Model
 from mlc_llm.runtime.weights import WeightStore
+from mlc_llm.serve import MLCEngine
 
 BASE: dict[str, Any] = {
     "hidden_size": 48,
@@ -107,18 +109,30 @@ def test_logits_equal_transformers(variant: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(compiled.decode([steps], [tokens[100]])[0], expected[100], atol=2e-4)
 
 
-def test_hidden_states_equal_transformers(tmp_path: Path) -> None:
+def test_embeddings_equal_transformers(tmp_path: Path) -> None:
     model = random_model(2)
-    compiled = load(write_model(model, tmp_path / "source"), tmp_path / "out", "q0f32")
+    compiled = load(write_model(model, tmp_path / "source"), tmp_path / "out", "q0f32",
+                    overrides="prefill_chunk_size=64")  # fmt: skip
     random = np.random.default_rng(0)
-    texts = [random.integers(0, BASE["vocab_size"], count).tolist() for count in (100, 1, 30)]
+    texts = [random.integers(0, BASE["vocab_size"], count).tolist() for count in (150, 1, 30)]
     with torch.no_grad():
-        expected = [model.model(torch.tensor([text])).last_hidden_state[0].numpy() for text in texts]
+        states = [model.model(torch.tensor([text])).last_hidden_state[0].numpy() for text in texts]
     long, *others = (compiled.add_sequence() for _ in texts)
     begun = compiled.hidden_states([long], [texts[0][:64]])
-    np.testing.assert_allclose(begun, expected[0][:64], atol=2e-4)
-    together = compiled.hidden_states([long, *others], [texts[0][64:], *texts[1:]])
-    np.testing.assert_allclose(together, np.concatenate([expected[0][64:], *expected[1:]]), atol=2e-4)
+    np.testing.assert_allclose(begun, states[0][:64], atol=2e-4)
+    together = compiled.hidden_states([long, *others], [texts[0][64:90], *texts[1:]])
+    np.testing.assert_allclose(together, np.concatenate([states[0][64:90], *states[1:]]), atol=2e-4)
+
+    config = tmp_path / "out" / "mlc-chat-config.json"
+    fields = json.loads(config.read_text())
+    for strategy, pooled in (("mean", [s.mean(0) for s in states]), ("last", [s[-1] for s in states])):
+        fields["embedding_metadata"] = {"pooling_strategy": strategy, "normalize": True}
+        config.write_text(json.dumps(fields))
+        with MLCEngine(tmp_path / "out") as engine:
+            response = engine.embeddings.create(input=texts)
+        expected = [vector / np.linalg.norm(vector) for vector in pooled]
+        np.testing.assert_allclose([one.embedding for one in response.data], expected, atol=2e-5)
+        assert response.usage.prompt_tokens == 181
 
 
 def test_a_sliding_window_hides_older_tokens(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.model = SimpleNamespace(name=NAME, names=frozenset({NAME, "dist/tiny"}))
+        self.embedding_model = None
         self.context_window_size = 256
         self.waiting: queue.Queue[str] = queue.Queue()  # a request came to its <wait>
         self.ended: queue.Queue[str] = queue.Queue()  # how a request ended: "done", "aborted" or "error"

@@ -89,7 +89,9 @@ class FakeModel:
     ) -> None:
         self.vocab_size, self.context_window, self.max_num_sequence = vocab_size, context_window, max_num_sequence
         self.prefill_chunk_size = prefill_chunk_size
+        self.embedded_at_once, self.hidden_size = 3, 32
         self.sampling = NumpySampling()
+        self.embedded: list[list[int]] = []  # how many tokens of each text each pass for embeddings took
         self.computed: list[int] = []  # how many tokens each pass took
         self.passes: list[str] = []
         self.batches: list[int] = []  # how many answers each decoding pass was for
@@ -109,7 +111,7 @@ class FakeModel:
         return random.standard_normal(self.vocab_size).astype(np.float32) * 3
 
     def add_sequence(self, pages: Sequence[int] = ()) -> int:
-        if len(self.pages.sequences) >= self.max_num_sequence:
+        if len(self.pages.sequences) >= self.max_num_sequence + self.embedded_at_once:
             raise EngineError("all sequences are in use")
         sequence = next(self._ids)
         self.pages.hold(pages)
@@ -142,6 +144,18 @@ class FakeModel:
         if -(-len(tokens) // PAGE) + 1 > self.pages.free_pages():
             raise CacheFullError("the cache is full", 1)
         return self.logits_of(sequence, tokens)
+
+    def hidden_states(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> np.ndarray:
+        """Of each token: those of its text so far, hashed."""
+        missing = sum(-(-len(some) // PAGE) for some in tokens) - self.pages.free_pages()
+        if missing > 0:
+            raise CacheFullError("the cache is full", missing)
+        self.embedded.append([len(some) for some in tokens])
+        rows = []
+        for sequence, some in zip(sequences, tokens, strict=True):
+            for token in some:
+                rows.append(self._forward("hidden_states", sequence, [token])[: self.hidden_size])
+        return np.stack(rows)
 
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits:
         full = [sequence for sequence in sequences if len(self.pages.text(sequence)) % PAGE == 0]

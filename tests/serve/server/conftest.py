@@ -6,10 +6,11 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from fake_async_engine import TIMEOUT, FakeEngine
 
@@ -106,6 +107,18 @@ def serve() -> Iterator[Callable[..., Running]]:
         yield lambda *args, **settings: stack.enter_context(run_server(*args, **settings))
 
 
+@pytest.fixture
+def openai_client() -> Iterator[Callable[[Running], openai.OpenAI]]:
+    """Make OpenAI's client of a server; it is closed after the test, as garbage it would warn in another one."""
+    with ExitStack() as stack:
+
+        def make(server: Running) -> openai.OpenAI:
+            client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=TIMEOUT)
+            return stack.enter_context(client)
+
+        yield make
+
+
 @pytest.fixture(scope="module")
 def plain() -> Iterator[Running]:
     """A server as it is without flags, for tests that change nothing."""
@@ -125,10 +138,16 @@ def start(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     """Start a server whose model answers a text and then ends; without a text its answers are noise."""
     with ExitStack() as stack:
 
-        def begin(text: str | None = None, max_waiting: int | None = None, settings: Any = None, **options: Any) -> Any:
+        def begin(
+            text: str | None = None,
+            max_waiting: int | None = None,
+            settings: Any = None,
+            embedding_model: str | None = None,
+            **options: Any,
+        ) -> Any:
             other = scripted(text, **options)
-            monkeypatch.setattr(module, "load_model", lambda *_: other._loaded())
-            engine = AsyncMLCEngine("dist/tiny", max_waiting=max_waiting)
+            monkeypatch.setattr(module, "load_model", lambda name, *_: replace(other._loaded(), name=name))
+            engine = AsyncMLCEngine("dist/tiny", max_waiting=max_waiting, embedding_model=embedding_model)
             stack.callback(engine.terminate)
             return stack.enter_context(run_server(engine, **(settings or {})))
 

@@ -19,8 +19,9 @@ def data(lines: list[str]) -> list[Any]:
 
 
 @pytest.fixture
-def client(plain: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{plain.url}/v1", api_key="none", max_retries=0, timeout=TIMEOUT)
+def client(plain: Any, openai_client: Any) -> openai.OpenAI:
+    made: openai.OpenAI = openai_client(plain)
+    return made
 
 
 def test_openais_client_gets_a_whole_answer(client: openai.OpenAI) -> None:

@@ -22,9 +22,9 @@ def wait_until_idle(engine: AsyncMLCEngine) -> None:
         assert time.monotonic() < deadline, now
 
 
-def test_whole_and_streamed_answers_are_those_of_the_model(start: Callable[..., Any]) -> None:
+def test_whole_and_streamed_answers_are_those_of_the_model(start: Callable[..., Any], openai_client: Any) -> None:
     server = start("Yes, I can.")
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=TIMEOUT)
+    client = openai_client(server)
     answer = client.chat.completions.create(model="dist/tiny", messages=USER, n=2)
     assert [choice.message.content for choice in answer.choices] == ["Yes, I can."] * 2
     chunks = client.chat.completions.create(model="dist/tiny", messages=USER, stream=True)
@@ -37,9 +37,9 @@ def test_whole_and_streamed_answers_are_those_of_the_model(start: Callable[..., 
     assert empty.value.param == "messages"
 
 
-def test_texts_are_continued_by_the_model(start: Callable[..., Any]) -> None:
+def test_texts_are_continued_by_the_model(start: Callable[..., Any], openai_client: Any) -> None:
     server = start(" times 2")
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=TIMEOUT)
+    client = openai_client(server)
     text = client.completions.create(model="dist/tiny", prompt=["a", "b"], echo=True)
     assert [choice.text for choice in text.choices] == ["a times 2", "b times 2"]
     chunks = client.completions.create(model="dist/tiny", prompt="c", stream=True)

@@ -32,8 +32,8 @@ def test_version(plain: Any) -> None:
     assert plain.client.get("/version").json() == {"version": mlc_llm.__version__}
 
 
-def test_openais_client_lists_and_retrieves_the_model(plain: Any) -> None:
-    client = openai.OpenAI(base_url=f"{plain.url}/v1", api_key="none", max_retries=0)
+def test_openais_client_lists_and_retrieves_the_model(plain: Any, openai_client: Any) -> None:
+    client = openai_client(plain)
     (model,) = client.models.list().data
     assert (model.id, model.object) == ("tiny", "model")
     assert client.models.retrieve("dist/tiny") == model
