@@ -10,7 +10,7 @@ asked for as is used of this:
     asked for   keys of head 0    keys of head 1    ...    values of head 0    ...    of the next block
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tvm.script import tirx as T
@@ -19,13 +19,21 @@ from ..kv_cache import PAGE_SIZE, SHEET_PAGES
 from .decode_rows import Rows
 from .flash import HeadShape
 from .kv_pages import KEY, NUMBERS, VALUE, HeadPage, PagedKV
-from .vector import Expr, constant, settled, span, splat
+from .vector import Expr, constant, each, settled, span, splat
 
 
 def parts(count: int, most: int) -> list[range]:
     """0..count in parts of at most `most`, about the same in each."""
     size = -(-count // -(-count // most))
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def each_tile(count: int, most: int, emit: Callable[[Expr, int], None]) -> None:
+    """emit(first, size) for such parts."""
+    size = len(parts(count, most)[0])
+    each(count // size, lambda i: emit(i * size, size))
+    if count % size:
+        emit(count // size * size, count % size)
 
 
 @dataclass(frozen=True)
@@ -100,10 +108,12 @@ class FloatProducts:
         shape, lanes = self.shape, self.shape.vectors.lanes
         if block.paged.scales is not None:
             self._scale_weights(block, head)
-        columns = shape.head_dim // lanes
-        for some in parts(columns, 4 if shape.unit.registers >= 32 else 2):
-            for rows in parts(shape.group, block.accumulators // len(some)):
-                self._add_tile(block, head, rows, some)
+
+        def add_columns(first: Expr, count: int) -> None:
+            for rows in parts(shape.group, block.accumulators // count):
+                self._add_tile(block, head, rows, first, range(count))
+
+        each_tile(shape.head_dim // lanes, 4 if shape.unit.registers >= 32 else 2, add_columns)
 
     def _scale_weights(self, block: KeyBlock, head: Expr) -> None:
         """Multiply weights by the scales of their values; there may be anything in those of keys that are not there."""
@@ -117,13 +127,13 @@ class FloatProducts:
                 index = [head * self.shape.group + row, place]
                 T.buffer_store(block.rows.scores, block.rows.scores[tuple(index)] * scales, index)
 
-    def _add_tile(self, block: KeyBlock, head: Expr, rows: Sequence[int], columns: Sequence[int]) -> None:
-        """Some vectors of some outputs, in registers."""
+    def _add_tile(self, block: KeyBlock, head: Expr, rows: Sequence[int], first: Expr, columns: Sequence[int]) -> None:
+        """Some vectors of some outputs, from vector `first` on, in registers."""
         shape, lanes, state = self.shape, self.shape.vectors.lanes, block.rows
         whole, first_row = span(0, lanes), head * shape.group
         cells = {(row, column): T.alloc_buffer((lanes,), "float32") for row in rows for column in columns}
         for (row, column), cell in cells.items():
-            output = state.output[first_row + row, span(column * lanes, lanes)]
+            output = state.output[first_row + row, span((first + column) * lanes, lanes)]
             T.buffer_store(cell, output * state.rescale(first_row + row), [whole])
 
         def add(key: Expr, vectors: list[Expr]) -> None:
@@ -141,13 +151,13 @@ class FloatProducts:
             count = values.group
             with T.serial(T.ceildiv(here, count)) as step:
                 if rows[0] == 0:
-                    place = (step * shape.head_dim + columns[0] * lanes) * count
+                    place = (step * shape.head_dim + first * lanes) * count
                     ahead.prefetch(place, count * len(columns) * lanes)
-                vectors = [values.values(step, column * lanes, lanes) for column in columns]
+                vectors = [values.values(step, (first + column) * lanes, lanes) for column in columns]
                 for i in range(count):
                     add(start + step * count + i, [vector[i] for vector in vectors])
         for (row, column), cell in cells.items():
-            T.buffer_store(state.output, cell[whole], [first_row + row, span(column * lanes, lanes)])
+            T.buffer_store(state.output, cell[whole], [first_row + row, span((first + column) * lanes, lanes)])
 
 
 def sum_of(vectors: list[Expr]) -> Expr:

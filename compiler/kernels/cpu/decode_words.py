@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 
 from ..kv_cache import PAGE_SIZE
 from .attention_dot import Dot, rounded_int32
-from .decode_block import KeyBlock, parts
+from .decode_block import KeyBlock, each_tile, parts
 from .flash import HeadShape
 from .kv_pages import KEY, KEY_BLOCK, NUMBERS, VALUE, HeadPage
 from .vector import Expr, abs_max, add, constant, reduce, settled, span, splat
@@ -92,9 +92,12 @@ class WordProducts:
         """output = rescale * output + weights x values for the rows of a head. Lanes are dimensions."""
         shape, lanes = self.shape, self.shape.vectors.lanes
         scale = self._round_weights(block, head)
-        for columns in parts(shape.head_dim // lanes, 4 if shape.unit.registers >= 32 else 2):
-            for rows in parts(shape.group, block.accumulators // 2 // len(columns)):
-                self._add_tile(block, head, rows, columns, scale)
+
+        def add_columns(first: Expr, count: int) -> None:
+            for rows in parts(shape.group, block.accumulators // 2 // count):
+                self._add_tile(block, head, rows, first, range(count), scale)
+
+        each_tile(shape.head_dim // lanes, 4 if shape.unit.registers >= 32 else 2, add_columns)
 
     def _round_weights(self, block: KeyBlock, head: Expr) -> Expr:
         """Round weights times the scales of their values. Returns what the integers are multiplied by."""
@@ -116,8 +119,10 @@ class WordProducts:
                     T.buffer_store(self.weights, _words(part, lanes), [plane, row, _word_span(i * lanes, lanes)])
         return settled(largest * T.float32(1 / LARGEST_WEIGHT), "float32")
 
-    def _add_tile(self, block: KeyBlock, head: Expr, rows: Sequence[int], columns: Sequence[int], scale: Expr) -> None:
-        """Some vectors of some outputs, in registers."""
+    def _add_tile(
+        self, block: KeyBlock, head: Expr, rows: Sequence[int], first: Expr, columns: Sequence[int], scale: Expr
+    ) -> None:
+        """Some vectors of some outputs, from vector `first` on, in registers."""
         shape, lanes, state = self.shape, self.shape.vectors.lanes, block.rows
         whole, shift = span(0, lanes), constant(8, lanes, "int32")
         cells = {(p, r, c): T.alloc_buffer((lanes,), "int32") for p in PLANES for r in rows for c in columns}
@@ -131,9 +136,9 @@ class WordProducts:
                 ahead.prefetch_scales()
             with T.serial(T.ceildiv(here, NUMBERS)) as group:
                 if rows[0] == 0:
-                    place = (group * shape.head_dim + columns[0] * lanes) * NUMBERS
+                    place = (group * shape.head_dim + first * lanes) * NUMBERS
                     ahead.prefetch(place, len(columns) * lanes * NUMBERS)
-                vectors = {column: values.value_word(group, column * lanes, lanes) for column in columns}
+                vectors = {column: values.value_word(group, (first + column) * lanes, lanes) for column in columns}
                 word = T.bind(start // NUMBERS + group)
                 for plane, row in product(PLANES, rows):
                     weight = T.bind(splat(self.weights[plane, row, word], lanes))
@@ -146,7 +151,7 @@ class WordProducts:
             for column in columns:
                 high, low = (cells[plane, row, column][whole] for plane in PLANES)
                 added = T.cast((high << shift) + low, f"float32x{lanes}") * factor
-                place = span(column * lanes, lanes)
+                place = span((first + column) * lanes, lanes)
                 T.buffer_store(state.output, state.output[index, place] * state.rescale(index) + added, [index, place])
 
 

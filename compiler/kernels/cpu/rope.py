@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
-from .vector import Expr, VectorUnit, constant, load, sincos, span, splat, store, table
+from .vector import Expr, VectorUnit, constant, each, load, sincos, span, splat, store, table
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,18 @@ def emit_angles(rotation: Rotation, unit: VectorUnit, position: Expr, cosines: E
     unit = rotation.unit(unit)
     turn = T.bind(splat(T.cast(position, "float32"), unit.lanes))
     factor = constant(rotation.attention_factor, unit.lanes)
-    for start in range(0, len(rotation.frequencies), unit.lanes):
-        angle = T.bind(turn * table(rotation.frequencies[start : start + unit.lanes]))
-        sine, cosine = sincos(angle, unit.lanes)
-        T.buffer_store(cosines, cosine * factor, [span(start, unit.lanes)])
-        T.buffer_store(sines, sine * factor, [span(start, unit.lanes)])
+    starts = range(0, len(rotation.frequencies), unit.lanes)
+    for start in starts:
+        angle = turn * table(rotation.frequencies[start : start + unit.lanes])
+        T.buffer_store(cosines, angle, [span(start, unit.lanes)])
+
+    def emit(i: Expr) -> None:
+        place = span(i * unit.lanes, unit.lanes)
+        sine, cosine = sincos(T.bind(cosines[place]), unit.lanes)
+        T.buffer_store(cosines, cosine * factor, [place])
+        T.buffer_store(sines, sine * factor, [place])
+
+    each(len(starts), emit)
 
 
 def emit_rotate(

@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 Expr = Any  # a TIR expression; tvm is not typed
+_MOST_WRITTEN_OUT = 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,17 @@ def span(start: Expr, lanes: int) -> Expr:
 def run(index: Sequence[Expr], lanes: int, offset: int = 0) -> tuple[Expr, ...]:
     """The index of the `lanes` elements that start `offset` after `index`."""
     return (*index[:-1], span(index[-1] + offset, lanes))
+
+
+def each(count: int, emit: Callable[[Expr], None]) -> None:
+    """emit(i) for 0 <= i < count: one after another where there are few, else in a loop. To compile a kernel takes time
+    that grows with the square of its size."""
+    if count <= _MOST_WRITTEN_OUT:
+        for i in range(count):
+            emit(i)
+    else:
+        with T.serial(count) as i:
+            emit(T.bind(i))
 
 
 def splat(value: Expr, lanes: int) -> Expr:

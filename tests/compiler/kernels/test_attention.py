@@ -124,7 +124,7 @@ class Pass:
 COMMON = [Geometry(9, 3, 64, "float16"), Geometry(9, 3, 64, "int8"), Geometry(2, 2, 80, "float32")]
 RARE = [Geometry(8, 1, 128, "float16"), Geometry(4, 4, 64, "int8"), Geometry(3, 1, 72, "float16")]
 RARE += [Geometry(4, 2, 100, "float32"), Geometry(14, 2, 64, "int8"), Geometry(3, 1, 128, "float32")]
-RARE += [Geometry(4, 2, 12, "float32")]
+RARE += [Geometry(4, 2, 12, "float32"), Geometry(2, 1, 136, "int8")]
 geometries = pytest.mark.parametrize(
     "geometry", [*COMMON, *(pytest.param(g, marks=pytest.mark.slow) for g in RARE)], ids=str
 )
