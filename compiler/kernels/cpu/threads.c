@@ -210,11 +210,14 @@ static void *run_worker(void *argument) {
 
 /* Only the forking thread lives on in a child. */
 static void after_fork(void) {
-  num_workers = workers_asleep = inside_loop = num_resting = 0;
+  num_workers = workers_asleep = launcher_sleeps = inside_loop = num_resting = 0;
   for (int i = 0; i < MAX_THREADS; ++i) lanes[i].resting = 0;
   pthread_mutex_init(&launching, 0);
   pthread_mutex_init(&mutex, 0);
+  /* Threads that waited in the parent would be waited for. */
   pthread_cond_init(&work_came, 0);
+  pthread_cond_init(&work_done, 0);
+  pthread_cond_init(&rest_over, 0);
 }
 
 static void start_workers(void) {
