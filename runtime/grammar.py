@@ -246,14 +246,27 @@ class GrammarCompiler:
         return text
 
     def _factory(self, lark: str, param: str) -> GrammarFactory:
+        if known := self._known(lark):
+            return known
+        try:
+            return self._threads.run(partial(self._compile, lark, self._trie(), param), self._limits.compile_seconds)
+        except TooLateError as error:
+            raise _refused(param, f"its compilation {error}") from None
+
+    def _known(self, lark: str) -> GrammarFactory | None:
         with self._caching:
             if lark in self._cache:
                 self._cache.move_to_end(lark)
-                return self._cache[lark]
-        try:
-            matcher = self._threads.run(partial(self._compile, lark, self._trie()), self._limits.compile_seconds)
-        except TooLateError as error:
-            raise _refused(param, f"its compilation {error}") from None
+            return self._cache.get(lark)
+
+    def _compile(self, lark: str, trie: "LLTokenizer", param: str) -> GrammarFactory:
+        from llguidance import LLMatcher
+
+        if known := self._known(lark):  # compiled for another request, while this one waited for a thread
+            return known
+        matcher = LLMatcher(trie, lark + _OPTIONS, log_level=0, limits=self._parser_limits())
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # finds grammars without any text, and answers start with it at hand
         if matcher.is_error():
             raise _refused(param, _reason(matcher.get_error()))
         factory = GrammarFactory(matcher, mask_words(self._vocab_size), frozenset(self._end_ids))
@@ -262,14 +275,6 @@ class GrammarCompiler:
             while len(self._cache) > self._limits.max_cached:
                 self._cache.popitem(last=False)
         return factory
-
-    def _compile(self, lark: str, trie: "LLTokenizer") -> "LLMatcher":
-        from llguidance import LLMatcher
-
-        matcher = LLMatcher(trie, lark + _OPTIONS, log_level=0, limits=self._parser_limits())
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # finds grammars without any text, and answers start with it at hand
-        return matcher
 
     def _parser_limits(self) -> "LLParserLimits":
         from llguidance import LLParserLimits

@@ -2,9 +2,14 @@
 
 import re
 import string
+import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
+import llguidance
 import pytest
 import tokenizers
 from random_answers import RandomAnswers, allowed
@@ -360,6 +365,26 @@ def test_a_compiled_grammar_is_kept_while_it_is_in_use(byte_level: Tokenizer, en
     compiler.compile_regex("c")
     assert compiler.compile_regex("a") is first
     assert compiler.compile_regex("b") is not second
+
+
+def test_what_many_ask_for_at_once_is_not_compiled_for_each(
+    byte_level: Tokenizer, ends: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler, all_asked = GrammarCompiler(byte_level, PADDED, ends, PATIENT), threading.Event()
+    made = []
+
+    def counted(*arguments: Any, **options: Any) -> llguidance.LLMatcher:
+        made.append(arguments)
+        all_asked.wait()
+        return llguidance.LLMatcher(*arguments, **options)
+
+    fake = SimpleNamespace(**{**vars(llguidance), "LLMatcher": counted})
+    monkeypatch.setitem(sys.modules, "llguidance", fake)
+    with ThreadPoolExecutor(16) as pool:
+        asked = [pool.submit(compiler.compile_regex, "[0-9]+") for _ in range(16)]
+        all_asked.set()
+    assert len(made) <= 2  # as many are compiled at a time
+    assert len({id(one.result()) for one in asked}) <= 2
 
 
 def test_a_model_needs_an_end_token(byte_level: Tokenizer) -> None:
