@@ -103,8 +103,10 @@ def test_little_memory_shrinks_the_context_with_a_line(
     monkeypatch.setattr(loading, "available_memory", lambda: 1 << 34)
     MLCEngine(str(tiny_model.built())).terminate()
     assert capsys.readouterr().err == ""
-    limits = loading.choose_limits
-    monkeypatch.setattr(loading, "choose_limits", lambda *a: type(limits(*a))(1, 64, "memory for 64 tokens is free"))
+    limits, note = loading.choose_limits, "memory for 64 tokens is free"
+    monkeypatch.setattr(
+        loading, "choose_limits", lambda *a: limits(*a)._replace(max_total_sequence_length=64, note=note)
+    )
     MLCEngine(str(tiny_model.built())).terminate()
     assert capsys.readouterr().err == "memory for 64 tokens is free\n"
 
