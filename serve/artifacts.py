@@ -31,15 +31,21 @@ def find_folder(model: str) -> Path:
                 "and name the folder that it makes"
             )
         return published
+    folder = local_folder(model)
+    if folder is not None:
+        return folder
+    if Path(model).expanduser().exists():
+        raise ModelFileError(f"{model} has no {CHAT_CONFIG_NAME}: run `mlc compile {model}`")
+    raise ModelFileError(f"{model} is neither a model folder nor the name of one in {DIST}/: run `mlc compile {model}`")
+
+
+def local_folder(model: str) -> Path | None:
+    """The model folder on this machine that `model` names."""
     path = Path(model).expanduser()
     if path.name == CHAT_CONFIG_NAME and path.is_file():
         return path.parent
-    for folder in (path, DIST / model, DIST / f"{model}{FOLDER_SUFFIX}"):
-        if (folder / CHAT_CONFIG_NAME).is_file():
-            return folder
-    if path.exists():
-        raise ModelFileError(f"{model} has no {CHAT_CONFIG_NAME}: run `mlc compile {model}`")
-    raise ModelFileError(f"{model} is neither a model folder nor the name of one in {DIST}/: run `mlc compile {model}`")
+    places = (path, DIST / model, DIST / f"{model}{FOLDER_SUFFIX}")
+    return next((folder for folder in places if (folder / CHAT_CONFIG_NAME).is_file()), None)
 
 
 def find_library(folder: Path, config: ChatConfig, device: str, model_lib: str | None = None) -> Path | None:

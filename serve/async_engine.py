@@ -88,6 +88,11 @@ class AsyncMLCEngine:
         """Tokens that a conversation and its answer may have together."""
         return self.model.generator.context_window
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can answer: it is not terminated, and nothing ended its thread."""
+        return self._thread.alive
+
     async def complete(self, request: ChatCompletionRequest) -> AsyncGenerator[ChatCompletionStreamResponse, None]:
         """The chunks of the answers, the last of which has no choices but the usage.
 

@@ -24,6 +24,11 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="mlc-engine", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether steps are run, or would be."""
+        return self._thread.is_alive() and not self._stopped
+
     async def stream(self, jobs: Sequence[Work]) -> AsyncGenerator[tuple[int, Event], None]:
         """The events of several answers as they come, each with the index of its job.
 

@@ -141,7 +141,9 @@ def test_serve_may_import_the_compiler_inside_a_function(tmp_path: Path, monkeyp
 
 def test_every_package_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    extras = {name: needs for name, needs in project["optional-dependencies"].items() if name != "dev"}
+    texts = [*project["dependencies"], *(text for needs in extras.values() for text in needs)]
+    declared = {canonicalize_name(Requirement(text).name) for text in texts}
     undeclared = set()
     for path in MODULES:
         for name in {found.name.split(".")[0] for found in imports(path) if not found.relative}:

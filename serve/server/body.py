@@ -25,14 +25,19 @@ async def read_request(request: Request, settings: Settings, parse: Callable[[Ma
     Raises HTTPError 408, 413, 415, RequestError for what is no JSON object, and what `parse` raises.
     """
     _check_type(request.headers.get("content-type", ""))
-    try:
-        body = await asyncio.wait_for(_read(request, settings.max_body_bytes), settings.body_timeout)
-    except asyncio.TimeoutError:  # another class than TimeoutError before Python 3.11
-        message = f"the body did not arrive within {settings.body_timeout:g} seconds"
-        raise HTTPError(408, message, "timeout", headers={"connection": "close"}) from None
+    body = await read_body(request, settings)
     if len(body) < _LARGE:
         return parse(_fields(body))
     return await asyncio.to_thread(lambda: parse(_fields(body)))
+
+
+async def read_body(request: Request, settings: Settings) -> bytes:
+    """The body as it came. Raises HTTPError 408, 413."""
+    try:
+        return await asyncio.wait_for(_read(request, settings.max_body_bytes), settings.body_timeout)
+    except asyncio.TimeoutError:  # another class than TimeoutError before Python 3.11
+        message = f"the body did not arrive within {settings.body_timeout:g} seconds"
+        raise HTTPError(408, message, "timeout", headers={"connection": "close"}) from None
 
 
 def _check_type(value: str) -> None:
