@@ -90,8 +90,8 @@ class AsyncMLCEngine:
 
     @property
     def alive(self) -> bool:
-        """Whether it can answer: it is not terminated, and nothing ended its thread."""
-        return self._thread.alive
+        """Whether it can answer: it is not terminated, and nothing ended a thread of it."""
+        return self._thread.alive and (self._embedder is None or self._embedder.alive)
 
     async def complete(self, request: ChatCompletionRequest) -> AsyncGenerator[ChatCompletionStreamResponse, None]:
         """The chunks of the answers, the last of which has no choices but the usage.

@@ -16,7 +16,8 @@ from starlette.types import Message
 
 from mlc_llm.runtime.errors import EngineError, UsageError
 from mlc_llm.serve import AsyncMLCEngine, EngineConfig, async_engine
-from mlc_llm.serve.ray_app import Engine, Ingress, Plan, RayArguments, Whole, app
+from mlc_llm.serve.ray_app import Engine, Ingress, RayArguments, Whole, app
+from mlc_llm.serve.ray_arguments import Plan
 from mlc_llm.serve.server.app import create_app
 from mlc_llm.serve.server.replicas import Forwarded, prefix_key
 from mlc_llm.serve.server.settings import Settings
@@ -67,8 +68,8 @@ def test_arguments_are_checked(fields: dict[str, Any]) -> None:
 def test_paths_are_absolute_since_replicas_run_elsewhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent.parent)
     name = f"{folder.parent.name}/{folder.name}"
-    plan = Plan.of(RayArguments(model=name, model_lib="libs/tiny.so"))
-    assert plan.model == str(folder.resolve())
+    plan = Plan.of(RayArguments(model=name, model_lib="libs/tiny.so", embedding_model=name))
+    assert plan.model == plan.embedding_model == str(folder.resolve())
     assert plan.model_lib == str(Path("libs/tiny.so").resolve())
     assert Plan.of(RayArguments(model="/only/on/the/cluster")).model == "/only/on/the/cluster"
     assert Plan.of(RayArguments(model="HF://org/name")).model == "HF://org/name"
