@@ -5,6 +5,9 @@
 Each round is a process of its own: `mlc chat MODEL -p PROMPT`, its standard output a pipe (or a terminal with --pty).
 The clock starts before the process is made and stops at the first byte of the answer. The first round, which may
 derive weights and fill the page cache, is told apart. Peak memory is what the kernel counted (ru_maxrss).
+
+PYTHONDONTWRITEBYTECODE is taken out of the environment: pip compiles modules when it installs them, but those of a
+checkout would be compiled anew in every round.
 """
 
 import argparse
@@ -37,7 +40,7 @@ def measure(command: list[str], terminal: bool) -> Start:
     pid = os.posix_spawnp(
         command[0],
         command,
-        os.environ,
+        {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0) if not terminal else (os.POSIX_SPAWN_DUP2, writer, 0),
             (os.POSIX_SPAWN_DUP2, writer, 1),
