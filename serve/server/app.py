@@ -10,8 +10,9 @@ from ...runtime.errors import MLCError
 from ..embedding_protocol import EmbeddingRequest
 from ..protocol import ChatCompletionRequest
 from ..text_protocol import CompletionRequest
-from . import chat, completions, embeddings, gateway, info, metrics, tokens
+from . import chat, completions, embeddings, gateway, info, metrics, page, tokens
 from .access import Access
+from .docs import add_docs
 from .engine import ServingEngine
 from .errors import HTTPError, handle
 from .gate import HostGate, KeyGate
@@ -19,7 +20,15 @@ from .openapi import add_openapi
 from .service import Service
 from .settings import Settings
 
-_ROUTERS = (chat.router, completions.router, embeddings.router, info.router, metrics.router, tokens.router)
+_ROUTERS = (
+    chat.router,
+    completions.router,
+    embeddings.router,
+    info.router,
+    metrics.router,
+    page.router,
+    tokens.router,
+)
 _BODIES = (ChatCompletionRequest, CompletionRequest, EmbeddingRequest, tokens.TokenizeRequest, tokens.DetokenizeRequest)
 _ERRORS = (MLCError, HTTPError, HTTPException, RequestValidationError)
 
@@ -29,13 +38,20 @@ def create_app(engine: ServingEngine | None, settings: Settings) -> FastAPI:
 
     Without an engine the app says that it is loading, until `app.state.service.start(engine)`.
     """
-    app = FastAPI(title="mlc serve", version=__version__, description="OpenAI's API for one model", redoc_url=None)
+    app = FastAPI(
+        title="mlc serve",
+        version=__version__,
+        description="OpenAI's API for one model",
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.service = service = Service(engine, settings)
     service.histograms.registry.register(metrics.EngineCollector(service))
     for router in (*_ROUTERS, *((gateway.router,) if settings.gateway else ())):
         app.include_router(router)
     for kind in _ERRORS:
         app.add_exception_handler(kind, handle)
+    add_docs(app)
     bodies = (*_BODIES, *((gateway.ChatCompletionsRequestPayload,) if settings.gateway else ()))
     add_openapi(app, bodies, with_key=settings.api_key is not None)
     cors = settings.cross_origin

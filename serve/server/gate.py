@@ -6,6 +6,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import HTTPError, error_response
+from .page import is_page_request, page_response
 from .service import Service
 
 OPEN_PATHS = frozenset({"/health"})
@@ -40,7 +41,10 @@ class HostGate:
 
 
 class KeyGate:
-    """Asks for the API key everywhere but on the open paths, and lets in as many posts as may run at a time."""
+    """Asks for the API key everywhere but on the open paths, and lets in as many posts as may run at a time.
+
+    A browser that opens the chat page cannot send a key: the body of its 401 is the page, which asks the user for one.
+    """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
@@ -55,7 +59,8 @@ class KeyGate:
             self._check_key(Headers(scope=scope).get("authorization", ""))
             end = self._service.take() if scope["method"] == "POST" else None
         except HTTPError as refusal:
-            await error_response(refusal)(scope, receive, send)
+            response = page_response(refusal.status) if is_page_request(scope) else error_response(refusal)
+            await response(scope, receive, send)
             return
         if end is None:
             await self._app(scope, receive, send)

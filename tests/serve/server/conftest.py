@@ -2,17 +2,21 @@
 
 import asyncio
 import json
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 from fake_async_engine import TIMEOUT, FakeEngine
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service as ChromeDriver
 
 import mlc_llm.serve.async_engine as module
 from mlc_llm.serve import AsyncMLCEngine
@@ -152,3 +156,23 @@ def start(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
             return stack.enter_context(run_server(engine, **(settings or {})))
 
         yield begin
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """A headless Chromium with a profile of its own, which keeps a record of what it asks for."""
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed (Debian: chromium chromium-driver)")
+    profile: Path = tmp_path_factory.mktemp("chromium")
+    options = ChromeOptions()
+    options.binary_location = program
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-quic", "no-first-run",
+                 "disable-background-networking", "disable-component-update", "disable-sync",
+                 f"user-data-dir={profile}"):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    with Chrome(options, ChromeDriver(driver)) as chrome:
+        chrome.set_window_size(1200, 800)
+        chrome.set_script_timeout(TIMEOUT)
+        yield chrome
