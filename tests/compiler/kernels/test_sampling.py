@@ -1,7 +1,6 @@
 """The kernels of the sampler against numpy: each by itself, and through the sampler."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +75,7 @@ def test_draws_are_those_of_a_full_sort(kernels: LibrarySampling, data: st.DataO
     for uniform in (2e-6, 0.123456789, 0.5, 0.987654321, 1 - 2**-53):
         ours = choose(kernels, logits, cuts, uniform)
         nearby = {
-            sample(logits, replace(cuts, top_p=min(1.0, cuts.top_p * factor)), shifted)
+            sample(logits, cuts._replace(top_p=min(1.0, cuts.top_p * factor)), shifted)
             for factor in (1, 1 - 1e-6, 1 + 1e-6)
             for shifted in (uniform, max(0.0, uniform - 1e-6), min(1 - 2**-53, uniform + 1e-6))
         }
