@@ -203,7 +203,7 @@ def main() -> None:
             else:
                 together(clocks, loaded.generator, size, prompt, params)
 
-    clocks.watch(ffi._lib, "call", "kernels")
+    clocks.watch(ffi.lib, "call", "kernels")
     measure()
     clocks.watch(Scheduler, "step", "scheduler")
     clocks.watch(Model, "decode_and_sample", "model and choice")

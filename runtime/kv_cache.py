@@ -12,6 +12,7 @@ from typing import Any
 from . import ffi
 from .artifact import KVCacheMetadata
 from .errors import EngineError
+from .ffi_tensor import Tensor
 from .tvm_runtime import Arena, nbytes_of
 
 _MAX_SLOTS = 1 << 31  # slots are numbered with 32 bits
@@ -326,6 +327,6 @@ class KVCache:
         self._table_of = list(sequences)
 
 
-def _first(table: ffi.Tensor, count: int) -> ffi.Tensor:
+def _first(table: Tensor, count: int) -> Tensor:
     """The beginning of a table."""
     return table.view((count,))

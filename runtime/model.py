@@ -9,7 +9,8 @@ from .artifact import LibraryMetadata, load_chat_config
 from .derived import Reading
 from .devices import resolve_device
 from .errors import EngineError, RequestError
-from .ffi import Function, Tensor
+from .ffi import Function
+from .ffi_tensor import Tensor
 from .kv_cache import KVCache
 from .lazy_array import LazyArray
 from .library import HIDDEN_STATES, Library

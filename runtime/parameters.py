@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import derived, ffi
 from .artifact import ParamMetadata, TensorRecord
 from .errors import EngineError, ModelFileError
+from .ffi_tensor import Tensor
 from .library import Library
 from .tvm_runtime import Arena, nbytes_of, numpy_dtype, one_line, tensor
 
@@ -58,7 +59,7 @@ def load_parameters(
 
 def pack_parameters(
     library: Library, source: TensorSource, folder: Path, progress: Progress | None = None
-) -> tuple[Arena, list[ffi.Tensor]]:
+) -> tuple[Arena, list[Tensor]]:
     """Read stored parameters and run their layout functions; the packed ones lie one after another in the arena.
 
     Only one stored parameter is in memory beside its packed form. Raises as `load_parameters`.
@@ -91,7 +92,7 @@ def _check_stored(param: ParamMetadata, source: TensorSource, folder: Path) -> N
         )
 
 
-def _pack(library: Library, source: TensorSource, param: ParamMetadata, arena: Arena) -> ffi.Tensor:
+def _pack(library: Library, source: TensorSource, param: ParamMetadata, arena: Arena) -> Tensor:
     """One parameter, its last form in `arena`; the forms before it live only as long as they are read."""
     forms = _forms(param)
     if not param.preprocs:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from . import ffi
 from .artifact import SAMPLING_BLOCK
+from .ffi_tensor import Lent, tensor
 from .lazy_array import LazyArray
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class LibrarySampling:
         nbytes = 4 * max_rows * 2 * (vocab_size + -(-vocab_size // SAMPLING_BLOCK))
         self.scratch = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._block_max, self._block_exp_sum = library["block_max"], library["block_exp_sum"]
-        self._logits, self._out = ffi.Lent("float32"), ffi.Lent("float32")
+        self._logits, self._out = Lent("float32"), Lent("float32")
 
     def draws(self, cuts: Sequence[Cuts], vocab_size: int) -> "LibraryDraws":
         return LibraryDraws(self, cuts, vocab_size)
@@ -132,14 +133,14 @@ class LibraryDraws:
         self.tokens: Any = (ctypes.c_int32 * rows)()
         # for the model's functions: settings, uniforms, tokens
         self.tensors = (
-            ffi.tensor(ctypes.addressof(self._settings), "float64", (rows, len(settings) // rows), self._settings),
-            ffi.tensor(ctypes.addressof(self.uniforms), "float64", (rows,), self.uniforms),
-            ffi.tensor(ctypes.addressof(self.tokens), "int32", (rows,), self.tokens),
+            tensor(ctypes.addressof(self._settings), "float64", (rows, len(settings) // rows), self._settings),
+            tensor(ctypes.addressof(self.uniforms), "float64", (rows,), self.uniforms),
+            tensor(ctypes.addressof(self.tokens), "int32", (rows,), self.tokens),
         )
         self.pass_: Callable[[], None] | None = None  # of the model, with these tensors
         self._kernels, self._rows = kernels, rows
-        self._logits = ffi.Lent("float32", 2)
-        self._scratch = [ffi.Lent(dtype, 2) for dtype in ("float32", "float32", "int32", "float32")]
+        self._logits = Lent("float32", 2)
+        self._scratch = [Lent(dtype, 2) for dtype in ("float32", "float32", "int32", "float32")]
         self._sample = kernels.sample_token.prepared(self._logits, *self.tensors, *self._scratch)
         self._stride = 0
 

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import ffi
+from . import ffi, ffi_tensor
 from .errors import EngineError, ModelFileError
 
 if TYPE_CHECKING:
@@ -92,11 +92,11 @@ class Arena:
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self._next = 0
 
-    def tensor(self, shape: Sequence[int], dtype: str) -> ffi.Tensor:
+    def tensor(self, shape: Sequence[int], dtype: str) -> ffi_tensor.Tensor:
         """A new tensor, aligned for kernels. Raises ValueError when the arena is full."""
         start = self._take(nbytes_of(shape, dtype))
         load_runtime()
-        return ffi.tensor(self._address + start, dtype, shape, self)
+        return ffi_tensor.tensor(self._address + start, dtype, shape, self)
 
     def array(self, shape: Sequence[int], dtype: "np.dtype[Any]") -> "np.ndarray[Any, Any]":
         """A new numpy array, aligned for kernels. Raises ValueError when the arena is full."""
@@ -122,7 +122,7 @@ class Arena:
 def nbytes_of(shape: Sequence[int], dtype: str) -> int:
     """Bytes of a tensor. Raises ModelFileError for an unknown type."""
     try:
-        return prod(shape) * ffi.itemsize(dtype)
+        return prod(shape) * ffi_tensor.itemsize(dtype)
     except KeyError:
         raise ModelFileError(f"tensor type {dtype!r} is unknown") from None
 
@@ -135,13 +135,13 @@ def numpy_dtype(dtype: str) -> "np.dtype[Any]":
     import numpy as np
 
     try:
-        return np.dtype(ffi.numpy_name(dtype))
+        return np.dtype(ffi_tensor.numpy_name(dtype))
     except KeyError:
         raise ModelFileError(f"tensor type {dtype!r} is unknown") from None
 
 
-def tensor(array: "np.ndarray[Any, Any]", dtype: str | None = None) -> ffi.Tensor:
+def tensor(array: "np.ndarray[Any, Any]", dtype: str | None = None) -> ffi_tensor.Tensor:
     """A TVM tensor over the memory of a contiguous `array`; `dtype` where numpy's type only carries the bits."""
     load_runtime()
     address: int = array.__array_interface__["data"][0]
-    return ffi.tensor(address, dtype or str(array.dtype), array.shape, array)
+    return ffi_tensor.tensor(address, dtype or str(array.dtype), array.shape, array)

@@ -13,7 +13,8 @@ import pytest
 
 from mlc_llm.runtime import tvm_runtime
 from mlc_llm.runtime.errors import EngineError, ModelFileError
-from mlc_llm.runtime.ffi import FFIError, Lent
+from mlc_llm.runtime.ffi import FFIError
+from mlc_llm.runtime.ffi_tensor import Lent
 from mlc_llm.runtime.tvm_runtime import Arena, global_function, load_runtime, numpy_dtype, one_line, tensor
 
 
