@@ -24,14 +24,14 @@ from .loading import LoadedModel, load_model
 from .metrics import EngineMetrics, metrics_of
 from .models import Models
 from .protocol import ChatCompletionRequest, ChatCompletionResponse, ChatCompletionStreamResponse
-from .request import GenerationRequest
+from .request import ChoicesRequest
 from .text_completion import TextCompletion, TextFolder
 from .text_protocol import CompletionRequest, CompletionResponse
 
 _PREPARING_THREADS = 2  # render and encode prompts, beside the event loop and the model
 
 
-_Request = TypeVar("_Request", bound=GenerationRequest)
+_Request = TypeVar("_Request", bound=ChoicesRequest)
 _Chunk = TypeVar("_Chunk")
 
 
@@ -264,7 +264,7 @@ async def _folded(chunks: AsyncGenerator[_Piece, None], folder: _Folds[_Piece, _
     return folder.response()
 
 
-async def _begun(chunks: AsyncGenerator[_Piece, None], request: GenerationRequest) -> AsyncGenerator[_Piece, None]:
+async def _begun(chunks: AsyncGenerator[_Piece, None], request: ChoicesRequest) -> AsyncGenerator[_Piece, None]:
     """A stream whose first chunk is there: errors come before it."""
     first = await anext(chunks)
     with_usage = request.stream_options is not None and request.stream_options.include_usage

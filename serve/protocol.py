@@ -9,10 +9,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 from ..runtime.errors import RequestError
-from .request import GenerationRequest
+from .request import ChoicesRequest
 
 
-class ChatCompletionRequest(GenerationRequest):
+class ChatCompletionRequest(ChoicesRequest):
     """A chat completion request."""
 
     kind = "chat completion"

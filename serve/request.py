@@ -34,29 +34,41 @@ def _as_list(value: object) -> object:
 TokenId = Annotated[int, BeforeValidator(_token_id)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """An object of a request: no other fields, no other types."""
+
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """What a stream carries besides the answer."""
 
     include_usage: bool = False
 
 
-class DebugConfig(_Strict):
+class DebugConfig(Strict):
     """MLC-LLM's `debug_config`, as far as it means anything here."""
 
     ignore_eos: bool = False
 
 
-class Request(_Strict):
+class Request(Strict):
     """What every request has."""
 
     kind: ClassVar[str]  # how errors call it
 
     model: str | None = None
     user: str | None = None  # means something to OpenAI's service only
+
+    @classmethod
+    def place(cls, loc: tuple[int | str, ...]) -> str:
+        """How a message calls the place of a problem of validation."""
+        return ".".join(map(str, loc))
+
+    @classmethod
+    def param(cls, loc: tuple[int | str, ...]) -> str:
+        """The field that such a problem is told to be in."""
+        return str(loc[0])
 
     @classmethod
     def parse(cls, fields: Mapping[str, Any]) -> Self:
@@ -79,12 +91,9 @@ class GenerationRequest(Request):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[TokenId, float] | None = None
-    max_tokens: int | None = None
-    n: int | None = None
     seed: int | None = None
     stop: Annotated[list[str] | None, BeforeValidator(_as_list)] = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     temperature: float | None = None
     top_p: float | None = None
     # These mean something to OpenAI's service only; they are checked, and nothing comes of them.
@@ -101,6 +110,14 @@ class GenerationRequest(Request):
     stop_token_ids: list[int] | None = None
     debug_config: DebugConfig | None = None
 
+
+class ChoicesRequest(GenerationRequest):
+    """The further fields of requests that are answered with choices: `n` answers to each prompt."""
+
+    max_tokens: int | None = None
+    n: int | None = None
+    stream_options: StreamOptions | None = None
+
     def check(self) -> None:
         """Raise RequestError for fields that do not go together, or are not supported."""
         if self.n is not None and not 1 <= self.n <= MAX_ANSWERS:
@@ -113,7 +130,6 @@ class GenerationRequest(Request):
     def sampling_params(self, config: ChatConfig) -> SamplingParams:
         """How to choose tokens: the request's values, else those of the model folder's config."""
         given = {name: getattr(self, name) for name in _SAME_NAME}
-        given["max_tokens"] = self.max_tokens
         given["stop"] = None if self.stop is None else tuple(self.stop)
         given["stop_token_ids"] = None if self.stop_token_ids is None else tuple(self.stop_token_ids)
         given["ignore_eos"] = self.ignore_eos or (self.debug_config is not None and self.debug_config.ignore_eos)
@@ -135,16 +151,24 @@ def unsupported(field: str, value: object, only: str) -> RequestError:
 
 def _first_problem(request: type[Request], error: ValidationError) -> RequestError:
     problem = error.errors(include_url=False, include_context=False)[0]
-    param = ".".join(str(part) for part in problem["loc"])
+    place = request.place(problem["loc"])
     if problem["type"] == "extra_forbidden":
-        inner: dict[object, type[BaseModel]] = {"stream_options": StreamOptions, "debug_config": DebugConfig}
-        fields = inner.get(problem["loc"][0], request).model_fields
-        near = difflib.get_close_matches(str(problem["loc"][-1]), fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(sorted(fields))}"
+        hint = _near(request, problem["loc"])
         return RequestError(
-            f"{param[:80]!r} is not a field of a {request.kind}: {hint}", param=param, code="unknown_field"
+            f"{place[:80]!r} is not a field of a {request.kind}{hint}", param=place, code="unknown_field"
         )
     if problem["type"] == "missing":
-        return RequestError(f"{param} is missing", param=param, code="missing_field")
-    message = f"{param} is {short_repr(problem['input'])}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-    return RequestError(message, param=str(problem["loc"][0]), code="invalid_type")
+        return RequestError(f"{place} is missing", param=place, code="missing_field")
+    message = f"{place} is {short_repr(problem['input'])}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    code = "unsupported_value" if problem["type"] == "unsupported_value" else "invalid_type"
+    return RequestError(message, param=request.param(problem["loc"]), code=code)
+
+
+def _near(request: type[Request], loc: tuple[int | str, ...]) -> str:
+    """Which field may have been meant; of objects inside of a request, where they are few."""
+    inner: dict[object, type[BaseModel]] = {"stream_options": StreamOptions, "debug_config": DebugConfig}
+    if len(loc) > 1 and loc[0] not in inner:
+        return ""
+    fields = inner.get(loc[0], request).model_fields
+    near = difflib.get_close_matches(str(loc[-1]), fields, n=1)
+    return f": did you mean {near[0]!r}?" if near else f": the fields are {', '.join(sorted(fields))}"

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from ..runtime.errors import RequestError
 from .protocol import FinishReason, Usage
-from .request import MAX_ANSWERS, GenerationRequest, unsupported
+from .request import MAX_ANSWERS, ChoicesRequest, unsupported
 
 MAX_PROMPTS = 128  # of one request
 MAX_LOGPROBS = 5  # OpenAI's limit
@@ -18,7 +18,7 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's
 Prompt = str | list[int]
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(ChoicesRequest):
     """A text completion request. A prompt is a text or its tokens; a list of prompts gets answers to each."""
 
     kind = "completion"

@@ -1,32 +1,25 @@
 """From a request to the response with its answer: events while it is made, or one JSON body with the whole of it."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..request import GenerationRequest
+from ..request import ChoicesRequest, GenerationRequest
 from .attend import attended
-from .errors import error_response
-from .events import EventStream, data_event
+from .errors import Problem, error_response
+from .events import AnswerFormat, EventStream, data_event
 from .service import service_of
 from .watch import Watch, watch_of
 
 Asked = TypeVar("Asked", bound=GenerationRequest)
-Chunk = TypeVar("Chunk", bound=BaseModel)
+Chunk = TypeVar("Chunk")
+Choices = TypeVar("Choices", bound=BaseModel)
 Taken = TypeVar("Taken", contravariant=True)
-
-
-class Folds(Protocol[Taken]):
-    """Adds the chunks of a stream up to the whole answer."""
-
-    def add(self, chunk: Taken) -> None: ...
-
-    def response(self) -> BaseModel: ...
 
 
 class JSONBody(Response):
@@ -42,10 +35,10 @@ async def answer(
     http: Request,
     request: Asked,
     complete: Callable[[Asked], AsyncGenerator[Chunk, None]],
-    folder: Folds[Chunk],
+    told: AnswerFormat[Chunk],
     refusal: Callable[[Exception], Response] = error_response,
 ) -> Response:
-    """The answer to a request, whose chunks `complete` makes.
+    """The answer to a request, whose chunks `complete` makes, as `told` tells it.
 
     `refusal` makes the response to what is wrong before a stream begins; without a stream, errors are raised.
     """
@@ -53,42 +46,67 @@ async def answer(
     service.check_model(request.model)
     service.settings.limits.apply(request)
     request.model = None  # the engine has its own name for it
-    chunks, model = complete(request), service.model_name
-    if not request.stream:
-        whole = await attended(_fold(chunks, folder, watch_of(http)), http.receive, service.stopped)
-        return JSONBody(response_object(whole, model))
-    with_usage = request.stream_options is not None and request.stream_options.include_usage
-    return EventStream(http, chunks, lambda chunk: chunk_event(chunk, model, with_usage), refusal)
+    chunks = complete(request)
+    if request.stream:
+        return EventStream(http, chunks, told, refusal)
+    return JSONBody(await attended(_whole(chunks, told, watch_of(http)), http.receive, service.stopped))
 
 
-async def _fold(chunks: AsyncGenerator[Chunk, None], folder: Folds[Chunk], watch: Watch) -> BaseModel:
+async def _whole(chunks: AsyncGenerator[Chunk, None], told: AnswerFormat[Chunk], watch: Watch) -> dict[str, Any]:
     async with aclosing(chunks):
         async for chunk in chunks:
             watch.saw(chunk)
-            folder.add(chunk)
-    return folder.response()
+            told.add(chunk)
+    return told.body()
 
 
-def chunk_event(chunk: BaseModel, model: str, with_usage: bool) -> bytes:
-    """The event of a chunk; the one with the usage is only sent `with_usage`, and then the others have it as null."""
-    fields = {**chunk.model_dump(), "model": model}
-    if not with_usage:
-        del fields["usage"]
-        if not fields["choices"]:
-            return b""
-    for choice in fields["choices"]:
-        if "delta" in choice:
-            choice["delta"] = _without_nulls(choice["delta"])
-    return data_event(fields)
+class Folds(Protocol[Taken]):
+    """Adds the chunks of a stream up to the whole answer."""
+
+    def add(self, chunk: Taken) -> None: ...
+
+    def response(self) -> BaseModel: ...
 
 
-def response_object(response: BaseModel, model: str) -> dict[str, Any]:
-    """The body of a whole answer; of what a message need not have, only what there is."""
-    fields = {**response.model_dump(), "model": model}
-    for choice in fields["choices"]:
-        if "message" in choice:
-            choice["message"] = _without_nulls(choice["message"], keep=("content", "refusal"))
-    return fields
+class ChoicesFormat(Generic[Choices]):
+    """Chat completions and text completions: each chunk is an event, and a marker is the last one."""
+
+    def __init__(self, request: ChoicesRequest, folder: Folds[Choices], model: str) -> None:
+        """`model` is what the model is called in the answer."""
+        self._folder, self._model = folder, model
+        self._with_usage = request.stream_options is not None and request.stream_options.include_usage
+
+    def events(self, chunk: Choices) -> Iterable[bytes]:
+        """The chunk; the one with the usage is only sent when it is asked for, and then the others have it as null."""
+        fields = {**chunk.model_dump(), "model": self._model}
+        if not self._with_usage:
+            del fields["usage"]
+            if not fields["choices"]:
+                return ()
+        for choice in fields["choices"]:
+            if "delta" in choice:
+                choice["delta"] = _without_nulls(choice["delta"])
+        return (data_event(fields),)
+
+    def end(self) -> Iterator[bytes]:
+        """OpenAI's marker."""
+        yield b"data: [DONE]\n\n"
+
+    def failure(self, error: Problem) -> Iterator[bytes]:
+        """The error object, in the place of the marker."""
+        yield data_event(error.body)
+
+    def add(self, chunk: Choices) -> None:
+        """One more chunk of the whole answer."""
+        self._folder.add(chunk)
+
+    def body(self) -> dict[str, Any]:
+        """The whole answer; of what a message need not have, only what there is."""
+        fields = {**self._folder.response().model_dump(), "model": self._model}
+        for choice in fields["choices"]:
+            if "message" in choice:
+                choice["message"] = _without_nulls(choice["message"], keep=("content", "refusal"))
+        return fields
 
 
 def _without_nulls(fields: dict[str, Any], keep: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from ... import __version__
 from ...runtime.errors import MLCError
 from ..embedding_protocol import EmbeddingRequest
 from ..protocol import ChatCompletionRequest
+from ..responses.request import ResponsesRequest
 from ..text_protocol import CompletionRequest
-from . import chat, completions, embeddings, gateway, info, metrics, page, tokens
+from . import chat, completions, embeddings, gateway, info, metrics, page, responses, tokens
 from .access import Access
 from .docs import add_docs
 from .engine import ServingEngine
@@ -23,13 +24,21 @@ from .settings import Settings
 _ROUTERS = (
     chat.router,
     completions.router,
+    responses.router,
     embeddings.router,
     info.router,
     metrics.router,
     page.router,
     tokens.router,
 )
-_BODIES = (ChatCompletionRequest, CompletionRequest, EmbeddingRequest, tokens.TokenizeRequest, tokens.DetokenizeRequest)
+_BODIES = (
+    ChatCompletionRequest,
+    CompletionRequest,
+    ResponsesRequest,
+    EmbeddingRequest,
+    tokens.TokenizeRequest,
+    tokens.DetokenizeRequest,
+)
 _ERRORS = (MLCError, HTTPError, HTTPException, RequestValidationError)
 
 

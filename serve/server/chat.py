@@ -6,9 +6,9 @@ from starlette.responses import Response
 
 from ..completion import Folder
 from ..protocol import ChatCompletionRequest, ChatCompletionResponse
-from .answers import answer
+from .answers import ChoicesFormat, answer
 from .body import read_request
-from .openapi import ERRORS, accepts
+from .openapi import documented
 from .service import service_of
 
 router = APIRouter()
@@ -17,12 +17,11 @@ router = APIRouter()
 @router.post(
     "/v1/chat/completions",
     summary="Create a chat completion",
-    response_model=ChatCompletionResponse,
-    responses=ERRORS,
-    openapi_extra=accepts(ChatCompletionRequest),
+    **documented(ChatCompletionRequest, ChatCompletionResponse),
 )
 async def create_chat_completion(http: Request) -> Response:
     """Answer a conversation: one JSON body, or with `stream` server-sent events."""
     service = service_of(http)
     request = await read_request(http, service.settings, ChatCompletionRequest.parse)
-    return await answer(http, request, service.engine.complete, Folder())
+    told = ChoicesFormat(request, Folder(), service.model_name)
+    return await answer(http, request, service.engine.complete, told)

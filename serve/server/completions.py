@@ -6,9 +6,9 @@ from starlette.responses import Response
 
 from ..text_completion import TextFolder
 from ..text_protocol import CompletionRequest, CompletionResponse
-from .answers import answer
+from .answers import ChoicesFormat, answer
 from .body import read_request
-from .openapi import ERRORS, accepts
+from .openapi import documented
 from .service import service_of
 
 router = APIRouter()
@@ -17,12 +17,11 @@ router = APIRouter()
 @router.post(
     "/v1/completions",
     summary="Continue texts",
-    response_model=CompletionResponse,
-    responses=ERRORS,
-    openapi_extra=accepts(CompletionRequest),
+    **documented(CompletionRequest, CompletionResponse),
 )
 async def create_completion(http: Request) -> Response:
     """Continue one or more texts: one JSON body, or with `stream` server-sent events."""
     service = service_of(http)
     request = await read_request(http, service.settings, CompletionRequest.parse)
-    return await answer(http, request, service.engine.complete_text, TextFolder())
+    told = ChoicesFormat(request, TextFolder(), service.model_name)
+    return await answer(http, request, service.engine.complete_text, told)

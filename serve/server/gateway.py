@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from ...runtime.errors import RequestError
 from ..completion import Folder
 from ..protocol import ChatCompletionRequest, ChatCompletionResponse
-from .answers import answer
+from .answers import ChoicesFormat, answer
 from .body import read_request
 from .errors import problem
 from .openapi import accepts
@@ -160,7 +160,9 @@ async def create_gateway_completion(http: Request) -> Response:
         service = service_of(http)
         payload = await read_request(http, service.settings, ChatCompletionsRequestPayload.model_validate)
         tools = await _tools(payload.tools, service.settings.unity_catalog_url)
-        return await answer(http, chat_request(payload, tools), service.engine.complete, Folder(), refusal)
+        request = chat_request(payload, tools)
+        told = ChoicesFormat(request, Folder(), service.model_name)
+        return await answer(http, request, service.engine.complete, told, refusal)
     except Exception as error:
         return refusal(error)
 

@@ -10,7 +10,15 @@ from ...runtime.sampling_params import MAX_STOP, MAX_TOP_LOGPROBS
 from ..embedding_protocol import MAX_INPUTS, EmbeddingRequest
 from ..protocol import ChatCompletionRequest
 from ..request import MAX_ANSWERS, GenerationRequest
+from ..responses.request import ResponsesRequest
 from ..text_protocol import DEFAULT_MAX_TOKENS, CompletionRequest
+
+# What the limit of tokens is called in each kind of request.
+_TOKENS = {
+    ChatCompletionRequest: ("max_tokens", "max_completion_tokens"),
+    CompletionRequest: ("max_tokens",),
+    ResponsesRequest: ("max_output_tokens",),
+}
 
 
 @dataclass(frozen=True)
@@ -39,29 +47,34 @@ class RequestLimits:
             _check(*bounded)
         if self.max_output_tokens is None:
             return
-        field, value = "max_tokens", request.max_tokens
-        if value is None and isinstance(request, ChatCompletionRequest):
-            field, value = "max_completion_tokens", request.max_completion_tokens
-        if value is not None:
+        fields = _TOKENS[type(request)]
+        given = {field: value for field in fields if (value := getattr(request, field)) is not None}
+        for field, value in given.items():
             _check(field, value, self.max_output_tokens, "tokens")
-            return
-        default = DEFAULT_MAX_TOKENS if isinstance(request, CompletionRequest) else self.max_output_tokens
-        request.max_tokens = min(default, self.max_output_tokens)
+        if not given:
+            default = DEFAULT_MAX_TOKENS if isinstance(request, CompletionRequest) else self.max_output_tokens
+            setattr(request, fields[0], min(default, self.max_output_tokens))
 
     def _bounded(self, request: GenerationRequest) -> Iterator[tuple[str, int, int, str]]:
         """The fields with a fixed bound: what each asks for, how much it may, and of what."""
-        n, prompts = request.n or 1, 1
+        yield "stop", len(request.stop or ()), self.max_stop, "texts"
         if isinstance(request, ChatCompletionRequest):
             yield "messages", len(request.messages), self.max_messages, "messages"
+            yield "n", request.n or 1, self.max_choices, "answers"
             yield "top_logprobs", request.top_logprobs or 0, self.max_logprobs, "log-probabilities"
-            for field in ("response_format", "tools"):
-                value = getattr(request, field)
-                yield field, 0 if value is None else len(to_json(value)), self.max_grammar_bytes, "bytes"
-        if isinstance(request, CompletionRequest):
+            yield from self._bounded_grammars(response_format=request.response_format, tools=request.tools)
+        elif isinstance(request, CompletionRequest):
             prompts = len(request.prompts)
+            yield "n" if prompts == 1 else "prompt", (request.n or 1) * prompts, self.max_choices, "answers"
             yield "logprobs", request.logprobs or 0, self.max_logprobs, "log-probabilities"
-        yield "n" if prompts == 1 else "prompt", n * prompts, self.max_choices, "answers"
-        yield "stop", len(request.stop or ()), self.max_stop, "texts"
+        elif isinstance(request, ResponsesRequest):
+            yield "input", len(request.items), self.max_messages, "items"
+            yield "top_logprobs", request.top_logprobs or 0, self.max_logprobs, "log-probabilities"
+            yield from self._bounded_grammars(text=request.text, tools=request.tools)
+
+    def _bounded_grammars(self, **fields: object) -> Iterator[tuple[str, int, int, str]]:
+        for field, value in fields.items():
+            yield field, 0 if value is None else len(to_json(value)), self.max_grammar_bytes, "bytes"
 
     def check_inputs(self, request: EmbeddingRequest) -> None:
         """Raise RequestError for more texts than may be embedded."""

@@ -25,6 +25,12 @@ def accepts(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+def documented(body: type[BaseModel], response: type[BaseModel]) -> dict[str, Any]:
+    """The arguments of a route that answers `body` with `response`, or with a stream of events."""
+    events = {200: {"content": {"text/event-stream": {}}, "description": "The whole answer, or a stream of events"}}
+    return {"response_model": response, "responses": {**events, **ERRORS}, "openapi_extra": accepts(body)}
+
+
 def add_openapi(app: FastAPI, bodies: Sequence[type[BaseModel]], with_key: bool) -> None:
     """Let `app.openapi()` describe the app with the models in `bodies`."""
 

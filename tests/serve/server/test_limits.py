@@ -7,7 +7,7 @@ import pytest
 
 from mlc_llm.serve.server.limits import RequestLimits
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 
 
 LIMITS = RequestLimits(
@@ -43,6 +43,11 @@ def chat(count: int = 1, **fields: Any) -> dict[str, Any]:
         (TEXT, {"prompt": "a", "logprobs": 4}, "logprobs", 4),
         (CHAT, chat(response_format={**REGEX, "regex": "a" * 74}), "response_format", 101),
         (CHAT, chat(tools=[TOOL, TOOL]), "tools", 199),
+        (RESPONSES, {"input": chat(3)["messages"]}, "input", 3),
+        (RESPONSES, {"input": "a", "max_output_tokens": 11}, "max_output_tokens", 11),
+        (RESPONSES, {"input": "a", "stop": ["a", "b", "c"]}, "stop", 3),
+        (RESPONSES, {"input": "a", "include": ["message.output_text.logprobs"], "top_logprobs": 4}, "top_logprobs", 4),
+        (RESPONSES, {"input": "a", "text": {"format": {**REGEX, "regex": "a" * 74}}}, "text", 129),
     ],
 )
 def test_more_is_a_400_with_both_numbers(path: str, body: dict[str, Any], param: str, value: int, server: Any) -> None:
