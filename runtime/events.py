@@ -28,10 +28,12 @@ class PromptScored(NamedTuple):
 
 
 class Delta(NamedTuple):
-    """More of the answer. `logprobs` are those of the tokens that `text` is made of, where they were asked for."""
+    """More of the answer. `logprobs` are those of the tokens that `text` is made of, where they were asked for; the
+    answer had so many `tokens` when it came."""
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    tokens: int = 0
 
 
 class Finish(NamedTuple):

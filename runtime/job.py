@@ -6,7 +6,7 @@ from typing import Literal
 from .answer_form import AnswerForm
 from .answer_text import AnswerText
 from .errors import EngineError, MLCError
-from .events import Event, Finish, TokenLogprob
+from .events import Delta, Event, Finish, TokenLogprob
 from .prompt_lookup import Lookup
 from .sampler import Sampled, Sampler
 
@@ -94,16 +94,16 @@ class Job(Work):
         ended = sampled.token in self.stops
         if not ended:
             self.tokens.append(sampled.token)
-            delta = self.text.take(sampled)
+            self._tell(self.text.take(sampled))
             ended = self.text.stopped
-            if delta.text or delta.logprobs:
-                self.events.append(delta)
         return self._finish(ended, now) if ended or self.count == self.limit else None
 
-    def _finish(self, ended: bool, now: float) -> Finish:
-        delta = self.text.finish()
+    def _tell(self, delta: Delta) -> None:
         if delta.text or delta.logprobs:
-            self.events.append(delta)
+            self.events.append(Delta(delta.text, delta.logprobs, self.count))
+
+    def _finish(self, ended: bool, now: float) -> Finish:
+        self._tell(self.text.finish())
         reason: Literal["stop", "length"] = "stop" if ended or self.text.stopped else "length"
         seconds = self.first_token - self.began, now - self.first_token
         return Finish(reason, self.prompt_tokens, self.count, self.cached_tokens or 0, *seconds)

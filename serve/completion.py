@@ -12,6 +12,7 @@ from ..runtime.events import Event, Finish, RankedToken
 from ..runtime.events import TokenLogprob as GeneratedLogprob
 from ..runtime.job import Job
 from .answer import choice_params, job
+from .answer_chunks import AnswerChunks
 from .forms import Asked
 from .loading import LoadedModel
 from .protocol import (
@@ -19,6 +20,7 @@ from .protocol import (
     ChatCompletionResponse,
     ChatCompletionStreamResponse,
     Choice,
+    CompletionTokensDetails,
     Delta,
     FinishReason,
     Logprobs,
@@ -97,7 +99,7 @@ class Completion:
         self._finished[index] = event
         if len(self._finished) == len(self.jobs):
             finished = list(self._finished.values())
-            yield self._chunk(usage=usage_of([self._finished[0]], finished))
+            yield self._chunk(usage=usage_of([self._finished[0]], finished, self._answers))
 
     def _pieces(
         self, index: int, pieces: Iterable[tuple[Delta, tuple[GeneratedLogprob, ...]]]
@@ -148,7 +150,7 @@ def answer_id(request_id: str | None, kind: str) -> str:
     return request_id
 
 
-def usage_of(prompts: Sequence[Finish], answers: Sequence[Finish]) -> Usage:
+def usage_of(prompts: Sequence[Finish], answers: Sequence[Finish], chunks: Sequence[AnswerChunks] = ()) -> Usage:
     """What a request took: a prompt counts once however many answers it has, and so does what of it was known."""
     prompt = sum(finish.prompt_tokens for finish in prompts)
     generated = sum(finish.completion_tokens for finish in answers)
@@ -158,6 +160,7 @@ def usage_of(prompts: Sequence[Finish], answers: Sequence[Finish]) -> Usage:
         completion_tokens=generated,
         total_tokens=prompt + generated,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=sum(one.reasoning_tokens for one in chunks)),
     )
 
 

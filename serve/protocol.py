@@ -70,6 +70,12 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
+class CompletionTokensDetails(BaseModel):
+    """`reasoning_tokens` of the answer are what the model thought before it."""
+
+    reasoning_tokens: int = 0
+
+
 class Usage(BaseModel):
     """What a request took, in tokens."""
 
@@ -77,6 +83,7 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails = CompletionTokensDetails()
 
 
 FinishReason = Literal["stop", "length", "tool_calls"]

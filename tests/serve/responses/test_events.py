@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from mlc_llm.serve.protocol import (
     ChatCompletionStreamResponse,
+    CompletionTokensDetails,
     Delta,
     FunctionCallDelta,
     Logprobs,
@@ -193,3 +194,13 @@ def test_the_response_repeats_the_request() -> None:
     assert (plain["text"]["format"], plain["store"], plain["metadata"]) == ({"type": "text"}, False, {})
     (told,) = answer([], tools=[{"type": "function", "name": "f"}])[-1]["response"]["tools"]
     assert (told["parameters"], told["strict"]) == (None, False)
+
+
+def test_thoughts_are_counted_apart() -> None:
+    usage = USAGE.model_copy(update={"completion_tokens_details": CompletionTokensDetails(reasoning_tokens=4)})
+    events = ResponseEvents(ResponsesRequest.parse({"input": "a"}), "m")
+    for item in (chunk(Delta(reasoning_content="hm")), chunk(Delta(), finish_reason="stop"), chunk(usage=usage)):
+        list(events.of_chunk(item))
+    told = events.of_end().response.usage
+    assert told is not None
+    assert (told.output_tokens, told.output_tokens_details.reasoning_tokens) == (7, 4)
