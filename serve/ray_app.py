@@ -8,7 +8,7 @@ app of `mlc serve` before it. Needs the extra `ray`. https://docs.ray.io/en/late
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -181,7 +181,8 @@ class Relayed(Response):
             else:
                 raise
         finally:
-            answer.cancel()  # where it is not done
+            with suppress(Exception):  # what the call has raised, it raises again
+                answer.cancel()  # where it is not done
 
     def _seen(self, message: Message) -> Message:
         if message["type"] != "http.response.start":

@@ -147,6 +147,8 @@ class Handle:
 
     def cancel(self) -> None:
         self.cancelled += 1
+        if self.error is not None:
+            raise self.error
 
     def broadcast(self, method: str, request: Forwarded) -> Any:
         async def results(return_exceptions: bool) -> list[Whole | Exception]:
