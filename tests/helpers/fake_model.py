@@ -178,19 +178,26 @@ class FakeModel:
         self.passes.append(name)
         self.computed.append(len(tokens))
         self.texts.append(self.pages.text(sequence))
+        if name == "prefill" and isinstance(self._logits, Says):
+            self._logits.prompted(len(self.texts[-1]))
         return self._logits(tuple(self.texts[-1]))
 
 
-def says(answer: Sequence[int], vocab_size: int = 259) -> Callable[[tuple[int, ...]], Logits]:
+class Says:
     """Logits of a model that gives `answer` after the first prompt that it sees, and repeats its end."""
-    start: list[int] = []
 
-    def logits(tokens: tuple[int, ...]) -> Logits:
-        if not start:
-            start.append(len(tokens))
-        place = min(len(tokens) - start[0], len(answer) - 1)
-        result = np.zeros(vocab_size, np.float32)
-        result[answer[place]] = 20
+    def __init__(self, answer: Sequence[int], vocab_size: int = 259) -> None:
+        self._answer, self._vocab_size = answer, vocab_size
+        self._start, self._answered = 0, False
+
+    def prompted(self, length: int) -> None:
+        """A piece of a prompt has been computed, which has so many tokens now."""
+        if not self._answered:
+            self._start = length
+
+    def __call__(self, tokens: tuple[int, ...]) -> Logits:
+        place = len(tokens) - self._start
+        self._answered = self._answered or place > 0
+        result = np.zeros(self._vocab_size, np.float32)
+        result[self._answer[min(place, len(self._answer) - 1)]] = 20
         return result
-
-    return logits

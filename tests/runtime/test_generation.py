@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from byte_tokenizer import END, MARK, byte_tokenizer
-from fake_model import PAGE, FakeModel, says
+from fake_model import PAGE, FakeModel, Says
 
 from mlc_llm.runtime.errors import EngineError, RequestError
 from mlc_llm.runtime.events import Delta, Event, Finish
@@ -26,7 +26,7 @@ def tokenizer() -> Tokenizer:
 
 def answers(tokenizer: Tokenizer, text: str, *more: int) -> Generator:
     """A generator whose model answers `text`, then the tokens `more`, and repeats the last one for ever."""
-    return Generator(FakeModel(says([*tokenizer.encode(text), *more])), tokenizer, {END})
+    return Generator(FakeModel(Says([*tokenizer.encode(text), *more])), tokenizer, {END})
 
 
 def params(**fields: Any) -> SamplingParams:
@@ -189,7 +189,7 @@ def test_a_seed_gives_the_same_answer_beside_any_other(tokenizer: Tokenizer) -> 
 
 
 def test_a_closed_answer_leaves_its_text_for_the_next(tokenizer: Tokenizer) -> None:
-    model = FakeModel(says(tokenizer.encode("abcdefgh")))
+    model = FakeModel(Says(tokenizer.encode("abcdefgh")))
     generator = Generator(model, tokenizer, {END})
     stream = generator.generate([1, 2, 3], GREEDY)
     assert [next(stream).text for _ in range(3)] == ["a", "b", "c"]  # type: ignore[union-attr]

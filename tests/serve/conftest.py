@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import tiny_model
-from fake_model import FakeModel, says
+from fake_model import FakeModel, Says
 
 from mlc_llm.runtime.artifact import ChatConfig
 from mlc_llm.runtime.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ def scripted(folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 
     def make(answer: str | None = None, **options: Any) -> MLCEngine:
         config: ChatConfig = tiny_model.write_folder(folder, **options.pop("config", {}))
-        script = None if answer is None else says([*tokenizer.encode(answer), tiny_model.IM_END])
+        script = None if answer is None else Says([*tokenizer.encode(answer), tiny_model.IM_END])
         model = FakeModel(script, **{"context_window": 256, "pages": 256, **options})
 
         def load(name: str, *arguments: object) -> LoadedModel:
