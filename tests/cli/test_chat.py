@@ -23,7 +23,7 @@ def model(tmp_path: Path) -> Path:
 
 def chat(fake_mlc: list[str], *argv: str | Path, stdin: bytes | None = b"") -> tuple[int, str, str]:
     command = [*fake_mlc, "chat", *map(str, argv)]
-    run = subprocess.run(command, input=stdin, capture_output=True, timeout=60)
+    run = subprocess.run(command, input=stdin, capture_output=True, timeout=300)
     return run.returncode, run.stdout.decode(), run.stderr.decode()
 
 
@@ -80,14 +80,14 @@ def test_an_engine_error_in_the_middle_keeps_what_was_printed(fake_mlc: list[str
 
 def test_a_closed_standard_input_is_no_prompt(fake_mlc: list[str], model: Path) -> None:
     command = ["sh", "-c", 'exec "$@" <&-', "sh", *fake_mlc, "chat", str(model), "-p", "hi"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (run.returncode, run.stdout, run.stderr) == (0, "You said: hi.\n", "")
 
 
 def test_an_answer_that_stdout_cannot_encode_is_escaped(fake_mlc: list[str], model: Path) -> None:
     command = [*fake_mlc, "chat", str(model), "-p", "größer"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    run = subprocess.run(command, input=b"", capture_output=True, timeout=60, env=environment)
+    run = subprocess.run(command, input=b"", capture_output=True, timeout=300, env=environment)
     assert (run.returncode, run.stdout) == (0, b"You said: gr\\xf6\\xdfer.\n")
 
 
@@ -99,7 +99,7 @@ from mlc_llm.cli.main import run
 assert run(["chat", {str(model)!r}, "-p", "hi"]) == 0
 print([name for name in ("tvm", "rich", "prompt_toolkit", "mlc_llm.compiler") if name in sys.modules])
 """
-    run = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True, timeout=300)
     assert (run.stdout, run.stderr) == ("You said: hi.\n[]\n", "")
 
 

@@ -31,7 +31,7 @@ def python(hub: Hub, tmp_path: Path) -> Mlc:
     def call(code: str, *argv: str, **changes: str | None) -> tuple[int, str, str]:
         env = environment(hub, tmp_path, **({"MLC_LLM_HOME": str(tmp_path / "home")} | changes))
         command = [sys.executable, "-c", code, *argv]
-        run = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        run = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         return run.returncode, run.stdout, run.stderr
 
     return call

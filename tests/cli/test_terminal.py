@@ -23,7 +23,7 @@ def terminal(fake_mlc: list[str], tmp_path: Path) -> Iterator[Callable[..., Any]
     def start(*argv: str, **environment: str) -> Any:
         child = pexpect.spawn(
             fake_mlc[0], [*fake_mlc[1:], "chat", str(folder), *argv],
-            timeout=20, encoding="utf-8", dimensions=(30, 100),
+            timeout=120, encoding="utf-8", dimensions=(30, 100),
             env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", **environment},
         )  # fmt: skip
         children.append(child)
