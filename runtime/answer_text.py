@@ -25,12 +25,14 @@ class AnswerText:
         logprobs: bool,
         stop_strings: Sequence[str],
         shown_ids: frozenset[int] = frozenset(),
+        min_tokens: int = 0,
     ) -> None:
-        """Special tokens are no part of the text, but for `shown_ids`."""
+        """Special tokens are no part of the text, but for `shown_ids`. Stop strings count from behind `min_tokens`."""
         self._tokenizer = tokenizer
         self._detokenizer = StreamingDetokenizer(tokenizer, shown_ids=shown_ids)
         self._stops = StopChecker(stop_strings)
         self._logprobs = logprobs
+        self._early = min_tokens  # how many more tokens may not end the answer
         self._pending: list[tuple[int, TokenLogprob]] = []  # with the place in the text where the token begins
         self._decoded = self._released = 0  # characters
 
@@ -49,25 +51,28 @@ class AnswerText:
     def take(self, sampled: Sampled) -> Delta:
         """One more token. Returns what may be shown now."""
         text = self._detokenizer.put(sampled.token)
+        may_stop = not self._early
+        if self._early:
+            self._early -= 1
         if not self._logprobs:
-            return Delta(self._stops.put(text)[0])
+            return Delta(self._stops.put(text, may_stop)[0])
         self._pending.append((self._decoded, self.ranked(sampled)))
-        return self._release(text)
+        return self._release(text, may_stop)
 
     def finish(self) -> Delta:
         """The tokens have ended. Returns what was held back; nothing after a stop string."""
         if self.stopped:
             return Delta("")
-        delta = self._release(self._detokenizer.finish())
+        delta = self._release(self._detokenizer.finish(), not self._early)
         if self.stopped:
             return delta
         rest = tuple(logprob for _, logprob in self._pending)
         self._pending = []
         return Delta(delta.text + self._stops.finish(), delta.logprobs + rest)
 
-    def _release(self, text: str) -> Delta:
+    def _release(self, text: str, may_stop: bool) -> Delta:
         self._decoded += len(text)
-        shown, _ = self._stops.put(text)
+        shown, _ = self._stops.put(text, may_stop)
         self._released += len(shown)
         if not self._pending:
             return Delta(shown)

@@ -73,9 +73,10 @@ class Generator:
                 param=param,
                 code="context_length_exceeded",
             )
-        sampler = Sampler(params, self.vocab_size, self.model.sampling, prompt_ids)
         stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
-        text = AnswerText(self.tokenizer, params.logprobs, (*params.stop, *stop_strings), shown_ids)
+        sampler = Sampler(params, self.vocab_size, self.model.sampling, prompt_ids, stops)
+        all_stop_strings = (*params.stop, *stop_strings)
+        text = AnswerText(self.tokenizer, params.logprobs, all_stop_strings, shown_ids, params.min_tokens)
         limit = context - len(prompt_ids)
         if params.max_tokens is not None:
             limit = min(limit, params.max_tokens)

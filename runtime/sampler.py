@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import EngineError
@@ -39,7 +39,8 @@ class Sampler:
     2. presence_penalty and count * frequency_penalty are subtracted for tokens that were generated (OpenAI's rule);
        then repetition_penalty divides positive and multiplies negative logits of tokens in the prompt or generated
        (CTRL, https://arxiv.org/abs/1909.05858, as Hugging Face's RepetitionPenaltyLogitsProcessor);
-       tokens that a mask does not allow are forbidden;
+       tokens that end the answer are forbidden while it has fewer than min_tokens; so are those that a mask does not
+       allow;
     3. logits / temperature, softmax;
     4. top_k, then top_p of what is left (https://arxiv.org/abs/1904.09751), then min_p
        (https://arxiv.org/abs/2407.01082), in Hugging Face's order; equal probabilities rank by token id;
@@ -53,9 +54,15 @@ class Sampler:
     """
 
     def __init__(
-        self, params: SamplingParams, vocab_size: int, kernels: SamplingKernels, prompt_ids: Sequence[int] = ()
+        self,
+        params: SamplingParams,
+        vocab_size: int,
+        kernels: SamplingKernels,
+        prompt_ids: Sequence[int] = (),
+        end_ids: Collection[int] = (),
     ) -> None:
-        """`params` are validated ones; `kernels` those of the model; `prompt_ids` count for repetition_penalty only.
+        """`params` are validated ones; `kernels` those of the model; `prompt_ids` count for repetition_penalty only,
+        `end_ids`, which end the answer, for min_tokens.
 
         Raises RequestError for invalid params, EngineError for prompt tokens outside the vocabulary.
         """
@@ -76,9 +83,19 @@ class Sampler:
         self._repeated = dict.fromkeys(prompt_ids) if repeats else {}
         if self._repeated and not 0 <= min(self._repeated) <= max(self._repeated) < vocab_size:
             raise EngineError(f"the prompt has a token outside the model's vocabulary of {vocab_size}")
-        self.adjusts = bool(params.logit_bias) or self._counts_tokens or repeats  # whether logits change beforehand
-        # whether logits serve for nothing but the draw, so that it can be a part of the model's pass: see `accept`
-        self.plain = not (self.adjusts or params.logprobs)
+        self._always_adjusts = bool(params.logit_bias) or self._counts_tokens or repeats
+        self._end_ids = [token for token in end_ids if 0 <= token < vocab_size]
+        self._early = params.min_tokens if self._end_ids else 0  # how many more tokens may not end the answer
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits change beforehand."""
+        return self._always_adjusts or self._early > 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether logits serve for nothing but the draw, so that it can be a part of the model's pass: see `accept`."""
+        return not (self._always_adjusts or self._early or self._params.logprobs)
 
     def sample(self, logits: Logits, mask: TokenMask | None = None) -> Sampled:
         """Choose the next token from `logits` [vocab_size], which are left as they are, among those of the mask.
@@ -110,6 +127,8 @@ class Sampler:
         self.uniform = next(self._uniforms)
         if self.plain:
             return Sampled(token)
+        if self._early:
+            self._early -= 1
         if self._counts_tokens:
             self._counts[token] = self._counts.get(token, 0) + 1
         if self._params.repetition_penalty != 1:
@@ -153,6 +172,8 @@ class Sampler:
             ids = np.fromiter(self._repeated, np.int64, len(self._repeated))
             seen, penalty = adjusted[ids], params.repetition_penalty
             adjusted[ids] = np.where(seen < 0, seen * penalty, seen / penalty)
+        if self._early:
+            adjusted[self._end_ids] = -math.inf
 
 
 class BatchSampler:
@@ -165,7 +186,11 @@ class BatchSampler:
         self._samplers = samplers
         self.draws = samplers[0].kernels.draws([sampler.cuts for sampler in samplers], samplers[0].vocab_size)
         self._shape = len(samplers), samplers[0].vocab_size
-        self.plain = all(sampler.plain for sampler in samplers)
+
+    @property
+    def plain(self) -> bool:
+        """Whether all of them are."""
+        return all(sampler.plain for sampler in self._samplers)
 
     def uniforms(self) -> list[float]:
         """The numbers that decide the next draws."""

@@ -26,6 +26,7 @@ _INTEGER_RANGES = {
     "top_k": (0, 2**31 - 1),
     "seed": (-(2**63), 2**63 - 1),
     "max_tokens": (1, 2**31 - 1),
+    "min_tokens": (0, 2**31 - 1),
     "top_logprobs": (0, MAX_TOP_LOGPROBS),
 }
 _OPTIONAL = frozenset({"seed", "max_tokens"})
@@ -46,6 +47,7 @@ class SamplingParams:
       the prompt or the answer has.
     - logit_bias: token id to -100..100, added to the logit; -100 forbids the token. At most 300 entries.
     - seed: any int64; None draws one. max_tokens: None means as far as the context goes.
+    - min_tokens: neither an end token nor a stop ends the answer before it has that many.
     - stop: at most 16 strings that end the answer; stop_token_ids: at most 256 tokens that do.
     - ignore_eos: go on after the end-of-sequence token.
     - logprobs, top_logprobs: report log-probabilities of the chosen token and of the 0 to 20 most likely ones.
@@ -61,6 +63,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     max_tokens: int | None = None
+    min_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -80,6 +83,8 @@ class SamplingParams:
                 raise _invalid(name, getattr(self, name), "true or false")
         if self.top_logprobs and not self.logprobs:
             raise _invalid("top_logprobs", self.top_logprobs, "0 unless logprobs is true")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise _invalid("min_tokens", self.min_tokens, f"at most what max_tokens is, {self.max_tokens}")
         self._check_logit_bias(vocab_size)
         self._check_stop(vocab_size)
 

@@ -21,10 +21,11 @@ class StopChecker:
         self._held = ""
         self.stopped = False
 
-    def put(self, text: str) -> tuple[str, bool]:
+    def put(self, text: str, may_stop: bool = True) -> tuple[str, bool]:
         """Take more text. Returns the text that may be released now and whether a stop string has been found.
 
-        Neither the stop string nor what follows it is ever released. After a stop, further text is ignored.
+        Neither the stop string nor what follows it is ever released. After a stop, further text is ignored. Stop
+        strings that end in a text that may not stop are passed over.
         """
         if self.stopped:
             return "", True
@@ -33,10 +34,13 @@ class StopChecker:
         pending = self._held + text
         for position, character in enumerate(text, start=len(self._held) + 1):
             found = self._advance(character)
-            if found:
+            if not found:
+                continue
+            if may_stop:
                 self.stopped = True
                 self._held = ""
                 return pending[: position - found], True
+            self._pass_over()
         keep = max(self._matched)
         self._held = pending[len(pending) - keep :]
         return pending[: len(pending) - keep], False
@@ -46,6 +50,12 @@ class StopChecker:
         held, self._held = self._held, ""
         self._matched = [0] * len(self._patterns)
         return held
+
+    def _pass_over(self) -> None:
+        """Go on after a match, whose end may be the beginning of another one."""
+        for index, (stop, borders) in enumerate(self._patterns):
+            if self._matched[index] == len(stop):
+                self._matched[index] = borders[-1]
 
     def _advance(self, character: str) -> int:
         """Take one character; returns the length of the stop string that it completes, or 0."""

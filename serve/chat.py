@@ -85,8 +85,8 @@ class ChatCompletions:
 
         Fields are OpenAI's, https://platform.openai.com/docs/api-reference/chat/create; sampling values that are None
         come from the model's config. `extra_body` has those that OpenAI's signature lacks: top_k, min_p,
-        repetition_penalty, ignore_eos, stop_token_ids, max_completion_tokens, debug_config. A `request_id` becomes the
-        response's id.
+        repetition_penalty, ignore_eos, stop_token_ids, min_tokens, max_completion_tokens, debug_config. A `request_id`
+        becomes the response's id.
 
         Raises RequestError for a request that is invalid or asks for what is not supported (before anything is
         generated, also with `stream`), EngineError when the engine is terminated or fails.

@@ -11,6 +11,7 @@ from ..runtime.events import Delta as TextDelta
 from ..runtime.events import Event, Finish, RankedToken
 from ..runtime.events import TokenLogprob as GeneratedLogprob
 from ..runtime.job import Job
+from ..runtime.sampling_params import SamplingParams
 from .answer import choice_params, job
 from .answer_chunks import AnswerChunks
 from .forms import Asked
@@ -63,12 +64,8 @@ class Completion:
         self._created, self._model = int(time.time()), model.name
         params, answers = request.sampling_params(model.config), range(request.n or 1)
         form = model.forms.form(asked(request))
-        if form.grammar is not None and params.ignore_eos:
-            raise RequestError(
-                "ignore_eos is true: an answer whose form is given has to end where the form does",
-                param="ignore_eos",
-                code="invalid_value",
-            )
+        if form.grammar is not None:
+            _check_end(params)
         self.jobs = [
             job(model, form.prompt_ids, choice_params(params, index), grammar=form.grammar, shown_ids=form.shown_ids)
             for index in answers
@@ -122,6 +119,17 @@ def asked(request: ChatCompletionRequest) -> Asked:
         parallel_tool_calls=request.parallel_tool_calls is not False,
         response_format=request.response_format,
     )
+
+
+def _check_end(params: SamplingParams) -> None:
+    """Raise RequestError for what keeps an answer from ending where its form does."""
+    for param, value in (("ignore_eos", params.ignore_eos), ("min_tokens", params.min_tokens)):
+        if value:
+            raise RequestError(
+                f"{param} is {value}: an answer whose form is given has to end where the form does",
+                param=param,
+                code="invalid_value",
+            )
 
 
 def check_model(model: LoadedModel, name: str | None) -> None:

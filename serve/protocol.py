@@ -1,7 +1,8 @@
 """OpenAI's chat completion: the request, the response and the chunks of a stream.
 
 https://platform.openai.com/docs/api-reference/chat. Request fields that the API does not have (`top_k`, `min_p`,
-`repetition_penalty`, `ignore_eos`, `stop_token_ids`, `debug_config`) travel in `extra_body`, as with other servers.
+`repetition_penalty`, `ignore_eos`, `stop_token_ids`, `min_tokens`, `debug_config`) travel in `extra_body`, as with
+other servers.
 """
 
 from typing import Any, Literal

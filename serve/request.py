@@ -18,7 +18,7 @@ MAX_ANSWERS = 128  # OpenAI's limit of `n`
 # Fields that SamplingParams has under the same name and type.
 _SAME_NAME = (
     "temperature", "top_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
-    "top_k", "min_p", "logit_bias", "seed",
+    "top_k", "min_p", "min_tokens", "logit_bias", "seed",
 )  # fmt: skip
 
 
@@ -107,6 +107,7 @@ class GenerationRequest(Request):
     min_p: float | None = None
     repetition_penalty: float | None = None
     ignore_eos: bool | None = None
+    min_tokens: int | None = None
     stop_token_ids: list[int] | None = None
     debug_config: DebugConfig | None = None
 

@@ -128,6 +128,27 @@ def test_the_end_token_can_be_ignored(tokenizer: Tokenizer) -> None:
     assert (text_of(events), finish_of(events).completion_tokens) == ("ab", 10)
 
 
+def test_an_end_token_waits_for_the_least_length(tokenizer: Tokenizer) -> None:
+    logits = np.zeros(259, np.float32)
+    logits[[END, *tokenizer.encode("a")]] = 20, 10
+    generator = Generator(FakeModel(lambda _: logits), tokenizer, {END})
+    for least in (0, 1, 5):
+        events = list(generator.generate([1], params(min_tokens=least)))
+        assert text_of(events) == "a" * least
+        assert (finish_of(events).reason, finish_of(events).completion_tokens) == ("stop", least + 1)
+    endless = list(generator.generate([1], params(min_tokens=3, ignore_eos=True, max_tokens=3)))
+    assert text_of(endless) == ""  # the end token is one like others then
+
+
+def test_stops_wait_for_the_least_length(tokenizer: Tokenizer) -> None:
+    (b,) = tokenizer.encode("b")
+    for least, stop, expected in ((0, "b", "a"), (1, "b", "a"), (2, "b", "aba"), (5, "b", "ababa"), (2, "ba", "a")):
+        fields = {"min_tokens": least, "stop": (stop,), "max_tokens": 8, "logprobs": least > 2}
+        assert text_of(answers(tokenizer, "abababab").generate([1], params(**fields))) == expected
+    events = list(answers(tokenizer, "abababab", END).generate([1], params(min_tokens=4, stop_token_ids=(b,))))
+    assert b not in tokenizer.encode(text_of(events))[:4]
+
+
 def test_tokens_that_the_tokenizer_lacks_are_never_sampled(tokenizer: Tokenizer) -> None:
     """Models pad their vocabulary; logits of the padding mean nothing."""
 

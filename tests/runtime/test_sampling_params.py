@@ -22,6 +22,7 @@ WIDEST: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({}, {0: -100, VOCAB_SIZE - 1: 100.0}, dict.fromkeys(range(300), 1)),
     "seed": (None, 0, -(2**63), 2**63 - 1),
     "max_tokens": (None, 1, 10**6),
+    "min_tokens": (0, 5, 2**31 - 1),
     "stop": ((), ("x",) * 16, ("x" * 1024,)),
     "stop_token_ids": ((), (0, VOCAB_SIZE - 1), (1,) * 256),
     "ignore_eos": (True, False),
@@ -43,6 +44,7 @@ OUTSIDE: dict[str, tuple[Any, ...]] = {
     ),
     "seed": (2**63, 10**5000, -(2**63) - 1, 1.5, True, "1"),
     "max_tokens": (0, -1, 1.0, True, 2**31),
+    "min_tokens": (-1, 1.0, True, None, 2**31),
     "stop": (("",), ("x" * 1025,), ("x",) * 17, (5,), "stop", ["x"], None),
     "stop_token_ids": ((VOCAB_SIZE,), (-1,), (True,), (1.0,), (1,) * 257, [1], None),
     "ignore_eos": (1, 0, "true", None),
@@ -97,3 +99,9 @@ def test_messages_name_the_value_seen_and_the_value_wanted() -> None:
         SamplingParams(logit_bias={5: 200}).validate(VOCAB_SIZE)
     with pytest.raises(RequestError, match=r"^stop has 17 entries; at most 16 are allowed$"):
         SamplingParams(stop=("x",) * 17).validate(VOCAB_SIZE)
+
+
+def test_an_answer_cannot_be_shorter_than_its_least_length() -> None:
+    SamplingParams(min_tokens=5, max_tokens=5).validate(VOCAB_SIZE)
+    with pytest.raises(RequestError, match="min_tokens is 6; it must be at most what max_tokens is, 5"):
+        SamplingParams(min_tokens=6, max_tokens=5).validate(VOCAB_SIZE)

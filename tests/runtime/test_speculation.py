@@ -62,8 +62,8 @@ def answer(speculates: bool, prompt: list[int], **fields: Any) -> tuple[list[int
     model = FakeModel(repeating, context_window=400, pages=fields.pop("pages", 200))
     scheduler = Scheduler(model, model.vocab_size, speculates=speculates)
     params = SamplingParams(**fields)
-    sampler = Sampler(params, model.vocab_size, model.sampling, prompt)
     stops = frozenset(params.stop_token_ids)
+    sampler = Sampler(params, model.vocab_size, model.sampling, prompt, stops)
     job = Job(
         list(prompt), sampler, stops, AnswerText(TOKENIZER, params.logprobs, params.stop), params.max_tokens or 60
     )
@@ -91,6 +91,7 @@ def test_answers_are_the_same_with_and_without_guesses(seed: int) -> None:
         "stop_token_ids": chance.choice([(), (100,)]),
         "frequency_penalty": chance.choice([0.0, 0.5]),
         "logprobs": chance.random() < 0.3,
+        "min_tokens": chance.choice([0, 1]),
     }
     prompt = [chance.randint(1, 8) for _ in range(chance.randint(1, 40))]
     without, plain, _ = answer(False, prompt, **fields)

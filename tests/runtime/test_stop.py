@@ -57,6 +57,26 @@ def test_a_stop_string_is_found_across_parts_and_never_shown() -> None:
     assert checker.finish() == ""
 
 
+def test_a_stop_string_counts_only_where_it_may_stop() -> None:
+    checker = StopChecker(["aba", "x"])
+    assert checker.put("aba", may_stop=False) == ("ab", False)
+    assert checker.put("x", may_stop=False) == ("ax", False)
+    assert checker.put("ab", may_stop=False) == ("", False)
+    assert checker.put("a-") == ("", True)
+
+
+@given(TEXT, STOPS, st.integers(0, 30))
+@settings(deadline=None, max_examples=300)
+def test_text_that_may_not_stop_is_shown_whole(text: str, stops: list[str], border: int) -> None:
+    checker = StopChecker(stops)
+    shown = checker.put(text[:border], may_stop=False)[0]
+    more, stopped = checker.put(text[border:])
+    ends = [place + len(stop) for stop in stops for place in range(len(text)) if text.startswith(stop, place)]
+    assert stopped == any(end > border for end in ends)
+    if not stopped:
+        assert shown + more + checker.finish() == text
+
+
 def test_a_false_start_is_shown_when_it_turns_out_to_be_one() -> None:
     checker = StopChecker(["\n\n"])
     assert checker.put("one\n") == ("one", False)

@@ -110,6 +110,7 @@ def test_a_call_and_its_result_are_part_of_the_next_prompt(scripted: Any, tokeni
          "response_format.json_schema.schema.not"),
         ({"tools": TOOLS, "tool_choice": "required", "response_format": {"type": "json_object"}}, "response_format"),
         ({"response_format": {"type": "json_object"}, "extra_body": {"ignore_eos": True}}, "ignore_eos"),
+        ({"response_format": {"type": "json_object"}, "extra_body": {"min_tokens": 1}}, "min_tokens"),
     ],
 )  # fmt: skip
 def test_what_is_refused(scripted: Any, fields: dict[str, Any], param: str) -> None:

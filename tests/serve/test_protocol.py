@@ -55,6 +55,7 @@ def test_every_sampling_field_arrives() -> None:
         "top_k": 40,
         "min_p": 0.1,
         "max_tokens": 7,
+        "min_tokens": 2,
         "seed": 3,
         "logit_bias": {"5": 1, 6: -100.0},
         "logprobs": True,
