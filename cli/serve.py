@@ -19,6 +19,7 @@ _ENGINE_OVERRIDES: dict[str, tuple[str, Callable[[str], float]]] = {
     "max_num_sequence": ("max_num_sequence", int),
     "max_total_seq_length": ("max_total_sequence_length", int),
     "gpu_memory_utilization": ("gpu_memory_utilization", float),
+    "spec_draft_length": ("spec_draft_length", int),
 }
 
 
@@ -55,20 +56,27 @@ _ENGINE_OVERRIDES: dict[str, tuple[str, Callable[[str], float]]] = {
 @click.option(
     "--embedding-model-lib", type=FILE_OR_FOLDER, metavar="FILE", help="Its library, instead of the one beside it."
 )
-@click.option("--additional-models", multiple=True, metavar="MODEL", help="Draft models for speculative decoding.")
+@click.option(
+    "--additional-models",
+    multiple=True,
+    metavar="MODEL[,LIB]",
+    help="The model of --speculative-mode small_draft.",
+)
 @click.option(
     "--speculative-mode",
     type=click.Choice(["prompt_lookup", "disable", "small_draft", "eagle", "medusa"]),
     default="prompt_lookup",
     show_default=True,
     metavar="MODE",
-    help="Guessing tokens before they are computed: prompt_lookup (from the text so far, where it pays) or disable.",
+    help="Guessing tokens before they are computed, where it pays: prompt_lookup (from the text so far), small_draft "
+    "(by the model of --additional-models) or disable.",
 )
 @click.option(
     "--overrides",
     default="",
     metavar="K=V;K=V",
-    help="max_num_sequence, max_total_seq_length, gpu_memory_utilization, or what mlc compile takes.",
+    help="max_num_sequence, max_total_seq_length, gpu_memory_utilization, spec_draft_length, or what mlc compile "
+    "takes.",
 )
 @server_options
 @threads_option()
@@ -97,6 +105,7 @@ def command(
         "prefill_chunk_size": prefill_chunk_size,
         "num_threads": threads,
         "speculative_mode": flags["speculative_mode"],
+        "prefix_cache_mode": flags["prefix_cache_mode"],
         **engine_overrides,
     }
     from ..serve.server.run import listen, run, url
@@ -118,12 +127,8 @@ def command(
 def _refuse_unsupported(flags: dict[str, Any]) -> None:
     """Refuse the values of upstream's flags that this version cannot honour. Raises UsageError."""
     not_yet = "is not supported yet: leave it out"
-    if flags["additional_models"]:
-        raise refuse("--additional-models", " ".join(flags["additional_models"]), not_yet)
-    if flags["speculative_mode"] not in ("prompt_lookup", "disable"):
+    if flags["speculative_mode"] in ("eagle", "medusa"):
         raise refuse("--speculative-mode", flags["speculative_mode"], not_yet)
-    if flags["prefix_cache_mode"] != "radix":
-        raise refuse("--prefix-cache-mode", flags["prefix_cache_mode"], not_yet)
     if flags["embedding_model_lib"] is not None and flags["embedding_model"] is None:
         raise UsageError("--embedding-model-lib is the library of --embedding-model, which is not given")
     if flags["enable_tracing"]:
@@ -161,6 +166,7 @@ def _load(
     compiled = find_or_compile(model, None, device, overrides)
     if limits["max_total_sequence_length"] is None:
         limits["max_total_sequence_length"] = compiled.context_limit
+    limits["additional_models"] = tuple(_draft(text, device) for text in flags["additional_models"])
     embedding_model, embedding_model_lib = flags["embedding_model"], flags["embedding_model_lib"]
     if embedding_model is not None:
         embedding_model = str(find_or_compile(embedding_model, None, device, "").folder)
@@ -174,6 +180,15 @@ def _load(
         embedding_model=embedding_model,
         embedding_model_lib=None if embedding_model_lib is None else str(embedding_model_lib),
     )
+
+
+def _draft(text: str, device: str) -> str | tuple[str, str]:
+    """MODEL or MODEL,LIB as EngineConfig has it, compiled where it has to be."""
+    from .models import find_or_compile
+
+    model, comma, library = text.partition(",")
+    folder = str(find_or_compile(model, None, device, "").folder)
+    return (folder, library) if comma else folder
 
 
 def _ready_line(model: str, engine: "ServingEngine", address: str) -> str:

@@ -24,6 +24,11 @@ class JobQueues:
         """Those with a sequence."""
         return [*self.prefilling, *self.decoding]
 
+    def any_is_due(self) -> bool:
+        """Whether there is anything to do for those that arrived or run; for all threads."""
+        due = self.arrived or self.given_up or self.prefilling or any(job.is_read for job in list(self.decoding))
+        return bool(due)
+
     def first_waiting(self) -> list[Work]:
         """The oldest of those that wait, if any; for all threads."""
         try:

@@ -10,11 +10,12 @@ from .prefix_cache import PrefixCache
 
 
 class KVCacheManager:
-    """Gives answers sequences of a model, takes them back, and keeps what was computed for texts that begin alike."""
+    """Gives answers sequences of a model and takes them back."""
 
     def __init__(self, model: LanguageModel) -> None:
         self._model, self._pages = model, model.pages
         self._prefix_cache = PrefixCache(model.pages)
+        self.keeps = True  # what was computed, for texts that begin alike
 
     def pages_in_use(self, jobs: Iterable[Work]) -> int:
         """Pages that running answers need; what is kept for later ones does not count."""
@@ -36,7 +37,7 @@ class KVCacheManager:
         """Whether one of `others` is about to compute pages of `job` that are not there yet."""
         start = known_pages * self._pages.page_size
         end = start + self._pages.page_size
-        return any(
+        return self.keeps and any(
             other.computed < end <= min(len(other.tokens), len(job.tokens) - 1)
             and other.tokens[start:end] == job.tokens[start:end]
             and other.tokens[:start] == job.tokens[:start]
@@ -62,6 +63,8 @@ class KVCacheManager:
 
     def keep(self, job: Work) -> None:
         """Let texts that begin as an answer does begin with its pages."""
+        if not self.keeps:
+            return
         pages = self._pages_of(job)  # after a stop string more may be computed than there are tokens
         pages = pages[: len(job.tokens) // self._pages.page_size]
         self._prefix_cache.keep(job.tokens, pages, job.prompt_tokens)

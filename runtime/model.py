@@ -62,7 +62,7 @@ class LanguageModel(Protocol):
     def pop(self, sequence: int, count: int) -> None: ...
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Logits: ...
     def logits_of(self, sequence: int, tokens: Sequence[int]) -> "npt.NDArray[np.float32]": ...
-    def verify(self, sequence: int, tokens: Sequence[int]) -> Logits: ...
+    def verify(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> Logits: ...
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits: ...
     def decode_and_sample(
         self, sequences: Sequence[int], tokens: Sequence[int], draws: Draws, uniforms: list[float]
@@ -209,16 +209,18 @@ class Model:
         self.pages.require_room([sequence], [len(tokens)])
         parts = []
         for start in range(0, len(tokens), self.prefill_chunk_size):
-            parts.append(np.array(self.verify(sequence, tokens[start : start + self.prefill_chunk_size])))
+            parts.append(np.array(self.verify([sequence], [tokens[start : start + self.prefill_chunk_size]])))
         return np.concatenate(parts)
 
-    def verify(self, sequence: int, tokens: Sequence[int]) -> Logits:
-        """Append a few tokens to a sequence. Returns the logits after each of them, [len(tokens), vocab].
+    def verify(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> Logits:
+        """Append a few tokens to each of some sequences, which differ, `prefill_chunk_size` in all.
 
-        Raises CacheFullError, before anything changes, when the cache has no room for them.
+        Returns the logits after each of them, one sequence after another, [tokens, vocab]. Raises CacheFullError,
+        before anything changes, when the cache has no room for them.
         """
-        logits = self._forward("batch_verify", [sequence], [tokens])
-        return LazyArray(logits.address, (len(tokens), self.vocab_size), logits, self.metadata.vocab_size)
+        logits = self._forward("batch_verify", sequences, tokens)
+        count = sum(map(len, tokens))
+        return LazyArray(logits.address, (count, self.vocab_size), logits, self.metadata.vocab_size)
 
     def hidden_states(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> "npt.NDArray[np.float32]":
         """Append tokens to each of at most `embedded_at_once` sequences, `prefill_chunk_size` in all.

@@ -43,12 +43,16 @@ class Prefill:
             return min(jobs, key=lambda job: job.number)
         return min(jobs, key=lambda job: job.uncomputed)
 
-    def run(self, job: Job, others_decode: bool) -> Sampled | MLCError | None:
-        """Compute a piece of a prompt. Returns the first token of the answer behind the last piece, or what is wrong
-        with it.
+    def run(self, job: Work, others_decode: bool, make_room: Callable[[int], bool]) -> Sampled | MLCError | None:
+        """Compute a piece of a prompt, or of texts to embed, for which `make_room` gets pages that nobody needs.
 
-        Raises CacheFullError, before anything changes, and what the model raises.
+        Returns the first token of the answer behind the last piece, or what is wrong with it. Raises CacheFullError,
+        before anything changes, and what the model raises.
         """
+        if isinstance(job, EmbeddingJob):
+            self._embed(job, others_decode, make_room)
+            return None
+        assert isinstance(job, Job)
         count = self._piece(job, MOST_GAP if others_decode else LONGEST_STEP)
         begin = perf_counter()
         masks = self._masks.start([job.form] if count == job.uncomputed else [])
@@ -65,9 +69,8 @@ class Prefill:
         mask = None if job.form is None else job.form.mask
         return sample_or_error(job.sampler, first_columns(logits, self._vocab_size), mask)
 
-    def embed(self, job: EmbeddingJob, others_decode: bool, make_room: Callable[[int], bool]) -> None:
-        """Compute a piece of a text that is embedded, or several texts. Raises as `run`; `make_room` gets pages that
-        nobody needs."""
+    def _embed(self, job: EmbeddingJob, others_decode: bool, make_room: Callable[[int], bool]) -> None:
+        """Compute a piece of a text, or several texts."""
         count = self._piece(job, MOST_GAP if others_decode else LONGEST_STEP)
         begin, before = perf_counter(), job.uncomputed
         embed(self._model, job, count, make_room)

@@ -6,6 +6,12 @@ https://github.com/apoorvumang/prompt-lookup-decoding).
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .guess import Guess
+
+if TYPE_CHECKING:
+    from .job import Job
 
 _MATCHED = 3  # tokens that have to agree
 _FIRST_CHANCE = 0.5  # that a guessed token is right, before anything is known
@@ -40,3 +46,35 @@ class Lookup:
         """`right` guessed tokens were chosen, and `wrong` ones were not."""
         for outcome in (*[1.0] * right, *[0.0] * wrong):
             self.chance += (outcome - self.chance) / 8
+
+
+class PromptLookup:
+    """A `Guesser` for an answer that runs alone."""
+
+    def is_ready(self, jobs: "Sequence[Job]") -> bool:
+        return len(jobs) == 1
+
+    def guess(self, jobs: "Sequence[Job]", length: int) -> list[Guess] | None:
+        tokens = list(_lookup(jobs[0]).guess(jobs[0].tokens, length))
+        return [Guess(tokens)] if tokens else None
+
+    def chance(self, jobs: "Sequence[Job]") -> float:
+        return _lookup(jobs[0]).chance
+
+    def learn(self, job: "Job", right: int, wrong: int) -> None:
+        _lookup(job).learn(right, wrong)
+
+    def watch(self, jobs: "Sequence[Job]") -> None:
+        if len(jobs) == 1 and jobs[0].lookup is not None:
+            jobs[0].lookup.watch(jobs[0].tokens)
+
+    def release(self, job: "Job") -> None:
+        """There is nothing to give back."""
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+
+def _lookup(job: "Job") -> Lookup:
+    assert job.lookup is not None
+    return job.lookup

@@ -104,7 +104,7 @@ class Sampler:
         """
         if logits.shape != (self.vocab_size,):
             raise EngineError(f"the model gave logits of shape {logits.shape}; expected [{self.vocab_size}]")
-        adjusted = LazyArray.over(logits if mask is None and not self.adjusts else self._adjusted(logits, mask))
+        adjusted = LazyArray.over(self.adjusted(logits, mask))
         (token,) = self.draws.choose(adjusted, [self.uniform])
         return self.take(token, adjusted, logits)
 
@@ -146,8 +146,15 @@ class Sampler:
 
         return Sampled(token, *logprobs(logits, token, self._params.top_logprobs, self.kernels))
 
-    def _adjusted(self, logits: Logits, mask: TokenMask | None) -> Logits:
-        """A copy of the logits after bias, penalties and mask."""
+    def spend(self) -> float:
+        """A number of [0, 1) for a draw that is not the sampler's own."""
+        number, self.uniform = self.uniform, next(self._uniforms)
+        return number
+
+    def adjusted(self, logits: Logits, mask: TokenMask | None = None) -> Logits:
+        """The logits after bias, penalties and mask: a copy, where these change anything."""
+        if mask is None and not self.adjusts:
+            return logits
         import numpy as np
 
         if not self.adjusts and mask is not None:

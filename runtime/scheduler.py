@@ -12,12 +12,11 @@ computing what both begin with.
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from time import perf_counter
 
 from .answer_form import FormMasks
+from .counters import Counters
 from .decode import Decode
-from .embedding import EmbeddingJob
 from .errors import EngineError, MLCError, OverloadedError
 from .events import Finish
 from .job import Job, Work
@@ -26,18 +25,9 @@ from .kv_cache import CacheFullError
 from .kv_cache_manager import KVCacheManager
 from .model import LanguageModel
 from .prefill import Prefill
+from .prompt_lookup import PromptLookup
 from .sampler import Sampled
 from .speculation import Speculation
-
-
-@dataclass
-class Counters:
-    """What a scheduler has done since it began."""
-
-    prompt_tokens: int = 0  # cached ones included
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    preemptions: int = 0
 
 
 class Scheduler:
@@ -55,11 +45,10 @@ class Scheduler:
         """
         masks = FormMasks()
         self.counters, self.max_waiting = Counters(), max_waiting
-        self.speculation = Speculation(model, vocab_size)
-        self.speculation.enabled = speculates
+        self.speculation = Speculation(model, vocab_size, PromptLookup() if speculates else None)
         self.prefill = Prefill(model, vocab_size, masks)
         self._decode = Decode(model, vocab_size, masks, self.speculation)
-        self._kv_cache = KVCacheManager(model)
+        self.kv_cache = KVCacheManager(model)
         self._max_num_sequence = model.max_num_sequence
         self._jobs = JobQueues()
         self._without_room: Work | None = None  # the first of those that wait, while there is none for it
@@ -79,19 +68,17 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do: not while answers wait for those that nobody reads."""
-        jobs = self._jobs
-        if jobs.arrived or jobs.given_up or jobs.prefilling or any(job.is_read for job in list(jobs.decoding)):
-            return True
-        return any(map(self._may_begin, jobs.first_waiting()))
+        return self._jobs.any_is_due() or any(map(self._may_begin, self._jobs.first_waiting()))
 
     def pages_in_use(self) -> int:
         """Pages of the KV cache that running answers need; what is kept for later ones does not count."""
-        return self._kv_cache.pages_in_use(self._jobs.running)
+        return self.kv_cache.pages_in_use(self._jobs.running)
 
     def forget(self) -> None:
         """Keep nothing of what has been computed for answers that are over."""
         with self._lock:
-            self._kv_cache.forget()
+            self.kv_cache.forget()
+            self.speculation.forget()
 
     def submit(self, job: Work) -> None:
         """Let an answer wait for its turn. Raises OverloadedError when too many do."""
@@ -180,14 +167,14 @@ class Scheduler:
         jobs = self._jobs
         while jobs.waiting and self._may_begin(jobs.waiting[0]):
             job, running = jobs.waiting[0], jobs.running
-            pages = self._kv_cache.known_pages(job)
-            if self._kv_cache.is_about_to_know(job, len(pages), jobs.prefilling):
+            pages = self.kv_cache.known_pages(job)
+            if self.kv_cache.is_about_to_know(job, len(pages), jobs.prefilling):
                 return
-            if running and not self._kv_cache.has_room(job, len(pages), running):
+            if running and not self.kv_cache.has_room(job, len(pages), running):
                 self._without_room = job
                 return
             jobs.waiting.popleft()
-            self._kv_cache.allocate(job, pages)
+            self.kv_cache.allocate(job, pages)
             if isinstance(job, Job) and job.is_scored:
                 job.scores = []
             if job.cached_tokens is None:
@@ -202,7 +189,7 @@ class Scheduler:
     def _find_room(self, full: CacheFullError, job: Work) -> bool:
         """Get pages for `job`: those that no running answer needs, else those of the youngest. False: it is stopped
         itself, to go on later, or for good when it was alone."""
-        if self._kv_cache.make_room(full.missing):
+        if self.kv_cache.make_room(full.missing):
             return True
         running = self._jobs.running
         youngest = max(running, key=lambda other: other.number)
@@ -222,8 +209,10 @@ class Scheduler:
         """Take the sequence of an answer."""
         self._jobs.remove(job)
         if job.sequence is not None:
-            self._kv_cache.free(job)
+            self.kv_cache.free(job)
             self._without_room = None
+            if isinstance(job, Job):
+                self.speculation.release(job)
             self._decode.forget()
 
     # What is computed
@@ -234,7 +223,7 @@ class Scheduler:
         job, others_decode = self.prefill.next(prefilling), any(other.is_read for other in decoding)
         while True:
             try:
-                sampled = self._prefilled(job, others_decode)
+                sampled = self.prefill.run(job, others_decode, self.kv_cache.make_room)
                 break
             except CacheFullError as full:
                 if not self._find_room(full, job):
@@ -242,7 +231,7 @@ class Scheduler:
             except BaseException as error:
                 self._after_failure([job], error)
                 return
-        self._kv_cache.keep(job)
+        self.kv_cache.keep(job)
         if isinstance(job, Job):
             if not job.uncomputed:
                 prefilling.remove(job)
@@ -252,13 +241,6 @@ class Scheduler:
         elif not job.uncomputed:
             self._drop(job)
             job.events.append(Finish("stop", job.prompt_tokens, 0, 0, self._now() - job.began, 0.0))
-
-    def _prefilled(self, job: Work, others_decode: bool) -> Sampled | MLCError | None:
-        if isinstance(job, EmbeddingJob):
-            self.prefill.embed(job, others_decode, self._kv_cache.make_room)
-            return None
-        assert isinstance(job, Job)
-        return self.prefill.run(job, others_decode)
 
     def _run_decode(self, unread_too: bool) -> None:
         """More of each answer that somebody reads."""

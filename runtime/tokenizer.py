@@ -81,6 +81,15 @@ class Tokenizer:
         """The id of a token by its string in the vocabulary, as "<|im_end|>"; None if there is no such token."""
         return self._backend.token_to_id(token)
 
+    def string_of(self, token: int) -> str | None:
+        """The string of a token in the vocabulary; None for an id that has none."""
+        return self._backend.id_to_token(token)
+
+    def first_difference(self, other: "Tokenizer") -> int | None:
+        """The lowest id that is not the same token to another tokenizer; None where all are."""
+        mine, others = (one._backend.get_vocab(with_added_tokens=True).items() for one in (self, other))
+        return min((token for _, token in mine ^ others), default=None)
+
     def piece(self, token: int, first: bool) -> Piece | None:
         """What a token adds to a text, `first` when the text begins with it; None for an id outside the vocabulary."""
         if not first and token in self._pieces:

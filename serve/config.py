@@ -1,5 +1,6 @@
 """How many sequences an engine serves at a time, and how many tokens its KV cache holds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -8,7 +9,10 @@ from ..runtime.errors import EngineError, UsageError
 from ..runtime.tvm_runtime import nbytes_of
 
 Mode = Literal["local", "interactive", "server"]
-SpeculativeMode = Literal["prompt_lookup", "disable"]
+SpeculativeMode = Literal["prompt_lookup", "small_draft", "disable"]
+PrefixCacheMode = Literal["radix", "disable"]
+
+MAX_DRAFT_LENGTH = 16
 
 _LOCAL_SEQUENCES = 4
 _LOCAL_TOKENS = 8192
@@ -27,7 +31,11 @@ class EngineConfig:
     - num_threads: threads that run the kernels, set when the engine loads; None: as `MLC_NUM_THREADS` says, else one
       for each physical core. Engines of one library share its threads: the number of the last one that loads counts.
     - speculative_mode: "prompt_lookup" guesses the next tokens of an answer that runs alone from what its text says
-      already, where checking the guess pays; the answer stays as it is. "disable" does not.
+      already, where checking the guess pays; the answer stays as it is. "small_draft" has the one model of
+      `additional_models` guess for all answers that run, where that pays: a model, or a model and its library. It has
+      to have the same vocabulary. "disable" does not guess.
+    - spec_draft_length: tokens of each guess, 1 to 16; 0 takes the length that pays most, as measured, or none.
+    - prefix_cache_mode: "radix" keeps what was computed for texts that begin alike, "disable" nothing.
     """
 
     max_num_sequence: int | None = None
@@ -36,6 +44,9 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.85
     num_threads: int | None = None
     speculative_mode: SpeculativeMode = "prompt_lookup"
+    spec_draft_length: int = 0
+    additional_models: Sequence[str | tuple[str, str]] = ()
+    prefix_cache_mode: PrefixCacheMode = "radix"
 
 
 class Limits(NamedTuple):
@@ -47,31 +58,46 @@ class Limits(NamedTuple):
     note: str | None = None
 
 
-def choose_limits(mode: Mode, config: EngineConfig, metadata: LibraryMetadata, free_memory: int) -> Limits:
-    """The limits of a mode, within what the library and `free_memory` bytes allow.
+def choose_limits(
+    mode: Mode, config: EngineConfig, metadata: LibraryMetadata, free_memory: int, draft: LibraryMetadata | None = None
+) -> Limits:
+    """The limits of a mode, within what the library and `free_memory` bytes allow, with a draft model or without.
 
     local: 4 sequences that share one context of at most 8192 tokens; interactive: 1 sequence with the whole context;
     server: as many sequences as the library takes, each with a context of its own as far as memory goes.
     Raises UsageError for values out of range, EngineError when memory does not suffice.
     """
-    if config.speculative_mode not in get_args(SpeculativeMode):
-        wanted = ", ".join(get_args(SpeculativeMode))
-        raise UsageError(f"speculative_mode is {config.speculative_mode!r:.80}: expected one of {wanted}")
     sequences, tokens, single = _wanted(mode, config, metadata)
-    fit = _tokens_that_fit(metadata, sequences, free_memory, config.gpu_memory_utilization)
+    models = [metadata] if draft is None else [metadata, draft]
+    fit = _tokens_that_fit(models, sequences, free_memory, config.gpu_memory_utilization)
     explicit = config.max_total_sequence_length is not None
     least = tokens if explicit else min(single, _FEWEST_TOKENS)
     if fit < least:
-        fixed = _fixed_bytes(metadata, sequences) >> 20
+        fixed = _fixed_bytes(models, sequences) >> 20
         raise EngineError(
             f"not enough memory: the model takes {fixed} MiB and a KV cache of {least} tokens "
-            f"{least * metadata.kv_cache.bytes_per_token >> 20} MiB, but only {free_memory >> 20} MiB are free: "
+            f"{least * _bytes_per_token(models) >> 20} MiB, but only {free_memory >> 20} MiB are free: "
             "choose a smaller model or a smaller context"
         )
     note = None
     if fit < min(single, tokens):
         note = f"memory for {fit} tokens is free: the context is {fit} instead of {min(single, tokens)} tokens"
     return Limits(sequences, min(tokens, fit), _chunk(config, metadata), note)
+
+
+def check_modes(config: EngineConfig) -> None:
+    """Raise UsageError for modes that do not exist, or do not go together."""
+    for name, modes in (("speculative_mode", SpeculativeMode), ("prefix_cache_mode", PrefixCacheMode)):
+        if (value := getattr(config, name)) not in get_args(modes):
+            raise UsageError(f"{name} is {value!r:.80}: expected one of {', '.join(get_args(modes))}")
+    length, drafts = config.spec_draft_length, config.additional_models
+    if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length <= MAX_DRAFT_LENGTH:
+        raise UsageError(f"spec_draft_length is {length!r:.80}: expected 0 to {MAX_DRAFT_LENGTH}")
+    if len(drafts) != (config.speculative_mode == "small_draft"):
+        raise UsageError(
+            f"speculative_mode is {config.speculative_mode!r} and additional_models has {len(drafts)}: expected one "
+            'model, which guesses, with "small_draft", and none else'
+        )
 
 
 def _wanted(mode: str, config: EngineConfig, metadata: LibraryMetadata) -> tuple[int, int, int]:
@@ -111,8 +137,17 @@ def _chunk(config: EngineConfig, metadata: LibraryMetadata) -> int:
     return config.prefill_chunk_size
 
 
-def _fixed_bytes(metadata: LibraryMetadata, sequences: int) -> int:
-    """Memory that does not depend on the length of texts: parameters, activations of one pass, logits."""
+def _bytes_per_token(models: Sequence[LibraryMetadata]) -> int:
+    return sum(metadata.kv_cache.bytes_per_token for metadata in models)
+
+
+def _fixed_bytes(models: Sequence[LibraryMetadata], sequences: int) -> int:
+    """Memory that does not depend on the length of texts."""
+    return sum(_bytes_of_model(metadata, sequences) for metadata in models) + _RESERVE
+
+
+def _bytes_of_model(metadata: LibraryMetadata, sequences: int) -> int:
+    """Parameters, activations of one pass, logits."""
     forms = [
         (param.preprocs[-1].out_shape, param.preprocs[-1].out_dtype) if param.preprocs else (param.shape, param.dtype)
         for param in metadata.params
@@ -122,10 +157,10 @@ def _fixed_bytes(metadata: LibraryMetadata, sequences: int) -> int:
     cache = metadata.kv_cache
     heads = 2 * cache.num_attention_heads + 2 * cache.num_key_value_heads
     attention = metadata.prefill_chunk_size * heads * (cache.head_dim + 1) * 4
-    return params + activations + attention + 4 * sequences * metadata.vocab_size + _RESERVE
+    return params + activations + attention + 4 * sequences * metadata.vocab_size
 
 
-def _tokens_that_fit(metadata: LibraryMetadata, sequences: int, free_memory: int, utilization: float) -> int:
-    left = int(free_memory * utilization) - _fixed_bytes(metadata, sequences)
-    page = metadata.kv_cache.page_size
-    return max(0, left // metadata.kv_cache.bytes_per_token) // page * page
+def _tokens_that_fit(models: Sequence[LibraryMetadata], sequences: int, free_memory: int, utilization: float) -> int:
+    left = int(free_memory * utilization) - _fixed_bytes(models, sequences)
+    page = models[0].kv_cache.page_size
+    return max(0, left // _bytes_per_token(models)) // page * page

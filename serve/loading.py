@@ -17,7 +17,7 @@ from ..runtime.model import LanguageModel, Model
 from ..runtime.tokenizer import Tokenizer
 from ..templates import ConversationError, Template, load_template
 from .artifacts import find_folder, find_library, open_library
-from .config import EngineConfig, Mode, choose_limits
+from .config import EngineConfig, Mode, check_modes, choose_limits
 
 if TYPE_CHECKING:
     from .forms import AnswerForms
@@ -48,6 +48,7 @@ class LoadedModel:
 
 def load_model(model: str, device: str, model_lib: str | None, mode: Mode, config: EngineConfig) -> LoadedModel:
     """Find, check and load a model. Raises UsageError, ModelFileError, EngineError."""
+    check_modes(config)
     device, threads = resolve_device(device), num_threads(config.num_threads)
     folder = find_folder(model)
     chat_config = load_chat_config(folder)
@@ -58,7 +59,13 @@ def load_model(model: str, device: str, model_lib: str | None, mode: Mode, confi
     Thread(target=return_free_memory, daemon=True).start()
     library = open_library(folder, chat_config, device, model_lib)
     library.set_threads(threads)
-    limits = choose_limits(mode, config, library.metadata, available_memory())
+    draft = None
+    if config.speculative_mode == "small_draft":
+        from .draft import load_draft, open_draft
+
+        draft = open_draft(config, device, threads, tokenizer)
+    drafting = None if draft is None else draft.library.metadata
+    limits = choose_limits(mode, config, library.metadata, available_memory(), drafting)
     if limits.note is not None:
         print(limits.note, file=sys.stderr, flush=True)
     loaded = Model.load(
@@ -71,7 +78,14 @@ def load_model(model: str, device: str, model_lib: str | None, mode: Mode, confi
         reading=reading,
     )
     assembled = assemble(model, folder, chat_config, tokenizer, template, loaded)
-    assembled.generator.scheduler.speculation.enabled = config.speculative_mode == "prompt_lookup"
+    scheduler = assembled.generator.scheduler
+    keeps = scheduler.kv_cache.keeps = config.prefix_cache_mode == "radix"
+    speculation = scheduler.speculation
+    speculation.length = config.spec_draft_length
+    if draft is not None:
+        speculation.guesser = load_draft(draft, device, limits, assembled.generator.vocab_size, keeps=keeps)
+    elif config.speculative_mode == "disable":
+        speculation.guesser = None
     return assembled
 
 

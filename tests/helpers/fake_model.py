@@ -140,10 +140,11 @@ class FakeModel:
     def logits_of(self, sequence: int, tokens: Sequence[int]) -> Logits:
         return np.stack([np.asarray(self._forward("verify", sequence, [token])) for token in tokens])
 
-    def verify(self, sequence: int, tokens: Sequence[int]) -> Logits:
-        if -(-len(tokens) // PAGE) + 1 > self.pages.free_pages():
-            raise CacheFullError("the cache is full", 1)
-        return self.logits_of(sequence, tokens)
+    def verify(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> Logits:
+        missing = sum(-(-len(some) // PAGE) + 1 for some in tokens) - self.pages.free_pages()
+        if missing > 0:
+            raise CacheFullError("the cache is full", missing)
+        return np.concatenate([self.logits_of(*pair) for pair in zip(sequences, tokens, strict=True)])
 
     def hidden_states(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> np.ndarray:
         """Of each token: those of its text so far, hashed."""

@@ -101,6 +101,14 @@ def test_logits_of_all_positions(model: Model, expected: np.ndarray[Any, Any]) -
     np.testing.assert_allclose(np.concatenate([first, second]), expected, **CLOSE)
 
 
+def test_several_sequences_are_checked_in_one_pass(model: Model, expected: np.ndarray[Any, Any]) -> None:
+    long, short = model.add_sequence(), model.add_sequence()
+    model.prefill(long, TOKENS[:90])
+    model.prefill(short, TOKENS[:20])
+    logits = model.verify([long, short], [TOKENS[90:], TOKENS[20:23]])
+    np.testing.assert_allclose(logits, np.concatenate([expected[90:], expected[20:23]]), **CLOSE)
+
+
 @pytest.mark.parametrize("kept", [0, 1, 16, 37, 64, 99])
 def test_tokens_taken_back_leave_no_trace(model: Model, expected: np.ndarray[Any, Any], kept: int) -> None:
     sequence = model.add_sequence()

@@ -127,6 +127,17 @@ def test_what_many_prompts_begin_with_is_computed_once(tokenizer: Any) -> None:
     assert bench.scheduler.counters.cached_tokens == 400
 
 
+def test_a_prefix_cache_that_is_off_keeps_nothing(tokenizer: Any) -> None:
+    bench = Bench(tokenizer, prefill_chunk_size=16, pages=40)
+    bench.scheduler.kv_cache.keeps = False
+    prompts = [[*range(1, 61), 100 + number] for number in range(5)]
+    jobs = [bench.submit(prompt) for prompt in prompts]
+    bench.run()
+    assert [answer(job) for job in jobs] == [bench.alone(prompt) for prompt in prompts]
+    assert [job.cached_tokens for job in jobs] == [0] * 5
+    assert bench.model.pages.free_pages() == bench.model.pages.num_pages
+
+
 def test_an_answer_gives_its_pages_to_an_older_one_and_comes_back(tokenizer: Any) -> None:
     bench = Bench(tokenizer, pages=12)
     prompts = [[1] * 10, [2] * 10, [3] * 10]

@@ -68,8 +68,9 @@ def answer(speculates: bool, prompt: list[int], **fields: Any) -> tuple[list[int
         list(prompt), sampler, stops, AnswerText(TOKENIZER, params.logprobs, params.stop), params.max_tokens or 60
     )
     job.lookup = Lookup() if speculates else None
-    scheduler.speculation.costs.time(0, 1.0)
-    scheduler.speculation.costs.time = lambda *_: None  # type: ignore[method-assign]  # every guess pays
+    costs = scheduler.speculation.costs(1)
+    costs.time(0, 1.0)
+    costs.time = lambda *_: None  # type: ignore[method-assign]  # every guess pays
     scheduler.submit(job)
     while scheduler.busy:
         scheduler.step()

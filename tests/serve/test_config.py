@@ -99,6 +99,12 @@ def test_memory_shrinks_the_context_and_says_so() -> None:
     assert limits("server", memory=memory_for(40000), max_num_sequence=4).note is None
 
 
+def test_a_draft_model_takes_its_part_of_memory() -> None:
+    alone = choose_limits("server", EngineConfig(max_num_sequence=4), metadata(), memory_for(150000))
+    beside = choose_limits("server", EngineConfig(max_num_sequence=4), metadata(), memory_for(150000), metadata())
+    assert beside.max_total_sequence_length < alone.max_total_sequence_length
+
+
 def test_too_little_memory_is_an_error_with_the_figures() -> None:
     with pytest.raises(EngineError, match=r"not enough memory: the model takes \d+ MiB and a KV cache of 256 "):
         limits(memory=memory_for(200))

@@ -127,3 +127,56 @@ def test_a_folder_without_a_template_says_so(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({}))
     with pytest.raises(ModelFileError, match="has no conversation template"):
         MLCEngine(str(tmp_path))
+
+
+def test_a_prefix_cache_that_is_off_knows_no_turns_before() -> None:
+    with MLCEngine(str(tiny_model.built()), engine_config=EngineConfig(prefix_cache_mode="disable")) as engine:
+        answers = [engine.chat.completions.create(messages=USER, max_tokens=4, temperature=0) for _ in range(2)]
+    assert [answer.usage.prompt_tokens_details.cached_tokens for answer in answers] == [0, 0]
+    assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_draft_model_changes_no_answer(engine: MLCEngine, tmp_path: Path, seed: int) -> None:
+    """With the model itself as its draft every guess is right."""
+    tiny_model.write_folder(tmp_path / "draft", seed)
+    draft = str(tmp_path / "draft"), str(tiny_model.library_path(tiny_model.built()))
+    config = EngineConfig(speculative_mode="small_draft", additional_models=[draft], spec_draft_length=4)
+    request: dict[str, Any] = {"messages": USER, "max_tokens": 40, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    with MLCEngine(str(tiny_model.built()), engine_config=config) as drafted:
+        for n in (1, 3):
+            answer = drafted.chat.completions.create(**request, n=n)
+            expected = engine.chat.completions.create(**request)
+            assert [choice.message.content for choice in answer.choices] == [expected.choices[0].message.content] * n
+        speculation = drafted._loaded().generator.scheduler.speculation
+        assert speculation.guessed_tokens > 0
+        assert (speculation.right_tokens == speculation.guessed_tokens) == (seed == 0)
+        assert drafted.metrics().kv_pages_used == 0
+
+
+def test_a_draft_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    tiny_model.write_folder(tmp_path / "draft")
+    words = json.loads((tmp_path / "draft" / "tokenizer.json").read_text())
+    words["added_tokens"][0]["content"] = "<|other|>"
+    (tmp_path / "draft" / "tokenizer.json").write_text(json.dumps(words))
+    config = EngineConfig(speculative_mode="small_draft", additional_models=[str(tmp_path / "draft")])
+    with pytest.raises(ModelFileError, match=r"token 256 is '<\|other\|>' to the draft model .*: a draft needs"):
+        MLCEngine(str(tiny_model.built()), engine_config=config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"speculative_mode": "small_draft"}, "speculative_mode is 'small_draft' and additional_models has 0"),
+        ({"additional_models": ["x"]}, "speculative_mode is 'prompt_lookup' and additional_models has 1"),
+        ({"spec_draft_length": 17}, "spec_draft_length is 17: expected 0 to 16"),
+        (
+            {"speculative_mode": "tree"},
+            "speculative_mode is 'tree': expected one of prompt_lookup, small_draft, disable",
+        ),
+        ({"prefix_cache_mode": "tree"}, "prefix_cache_mode is 'tree': expected one of radix, disable"),
+    ],
+)
+def test_modes_that_do_not_exist_or_go_together_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        MLCEngine(str(tiny_model.built()), engine_config=EngineConfig(**fields))
