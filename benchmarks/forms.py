@@ -1,6 +1,6 @@
 """Whether answers keep to the form that is asked for: every schema of the tests, by a real model.
 
-    python benchmarks/forms.py MODEL [--model-lib FILE] [--max-tokens 1500] [--temperature 1.0] [--generated 200]
+    python benchmarks/forms.py MODEL [--model-lib FILE] [--max-tokens 800] [--temperature 1.0] [--generated 180]
 
 MODEL is a compiled model folder. Each schema, those of the real world and generated ones, is asked for twice: as a
 strict `response_format`, and as the parameters of a tool whose call is forced. The `jsonschema` package decides whether
@@ -32,6 +32,7 @@ from mlc_llm.serve import EngineConfig  # noqa: E402
 
 FORMATS = FormatChecker(["date", "email", "ipv4", "ipv6", "uuid"])  # that it checks without other packages
 AT_ONCE = 16
+FORMAT, TOOLS = "response_format", "tools"
 
 
 def number(text: str) -> Decimal | float:
@@ -98,7 +99,9 @@ async def measure(arguments: argparse.Namespace) -> bool:
     room = asyncio.Semaphore(AT_ONCE)
     fields = {"max_tokens": arguments.max_tokens, "temperature": arguments.temperature}
     failed = False
-    for name, forced in (("strict response_format", False), ("forced calls of tools", True)):
+    for name, forced in ((FORMAT, False), (TOOLS, True)):
+        if name not in arguments.parts:
+            continue
 
         async def one(schema: dict[str, Any], seed: int, forced: bool = forced) -> str:
             async with room:
@@ -119,9 +122,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--model-lib", type=Path)
-    parser.add_argument("--max-tokens", type=int, default=1500)
+    parser.add_argument("--max-tokens", type=int, default=800)
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--generated", type=int, default=200)
+    parser.add_argument("--generated", type=int, default=180)
+    parser.add_argument("--parts", nargs="+", choices=(FORMAT, TOOLS), default=(FORMAT, TOOLS))
     sys.exit(asyncio.run(measure(parser.parse_args())))
 
 

@@ -18,6 +18,9 @@ _SOME = "SOME: /(?s:.+)/"
 # Keywords of a schema that keyword arguments can express.
 _KEYWORD_SCHEMA = {"type", "properties", "required", "additionalProperties", "description", "title", "$defs", "$schema"}
 
+# Keywords beside `properties` that bring further ones.
+_ADDING = {"allOf", "anyOf", "oneOf", "$ref", "patternProperties"}
+
 # (schema, strict, name of the request's field) -> the JSON that the schema describes, as a term of a grammar; raises
 # RequestError for a schema that cannot be used
 JsonTerm = Callable[[Any, bool, str], str]
@@ -68,7 +71,7 @@ class _Function:
         self._json_term = json_term
         schema = dict(function.get("parameters") or {"properties": {}})
         schema.setdefault("type", "object")
-        if "properties" in schema:
+        if "properties" in schema and not _ADDING & set(schema):
             schema.setdefault("additionalProperties", False)
         self._schema = schema
 

@@ -203,3 +203,16 @@ def test_schemas_that_keywords_cannot_express_are_unpacked(schema: dict[str, Any
     assert vocabulary.accepts(grammar, '[f(**{"x": 1})]')
     assert not vocabulary.accepts(grammar, "[f(x=1)]")
     assert parsed("pythonic", ['[f(**{"x": 1})]'], [tool("f", schema)]) == [("call", "f", '{"x": 1}')]
+
+
+def test_properties_may_stand_in_parts_of_a_schema() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}},
+        "required": ["a"],
+        "allOf": [{"properties": {"b": {"type": "boolean"}}, "required": ["b"]}],
+    }
+    vocabulary = _Bytes(())
+    grammar = calls_grammar(FORMATS["hermes"], [tool("f", schema)], "required", vocabulary.compiler.json_term)
+    assert vocabulary.accepts(grammar, FORMATS["hermes"].write([("f", {"a": True, "b": True})]))
+    assert not vocabulary.accepts(grammar, FORMATS["hermes"].write([("f", {"a": True})]))
