@@ -145,8 +145,10 @@ class Ingress:
 
     async def _metrics(self, request: Forwarded) -> Response:
         """The figures of all replicas that answer, if the first one has no objection."""
-        results = await self._engine.broadcast("answer_whole", request).results_async(return_exceptions=True)
-        answers = [result for result in results if isinstance(result, Whole)]
+        answers: list[Whole] = []
+        with suppress(_unavailable()):
+            results = await self._engine.broadcast("answer_whole", request).results_async(return_exceptions=True)
+            answers = [result for result in results if isinstance(result, Whole)]
         if not answers:
             return error_response(busy("no replica is ready: try again soon", 503, "model_loading", retry_after=2))
         first = answers[0]
@@ -194,13 +196,21 @@ class Relayed(Response):
         return {**message, "headers": headers}
 
 
+def _unavailable() -> type[Exception]:
+    """What Ray raises where a deployment has no replica."""
+    from ray.serve.exceptions import DeploymentUnavailableError
+
+    unavailable: type[Exception] = DeploymentUnavailableError
+    return unavailable
+
+
 def _refusal(error: Exception) -> Exception:
     """What to tell a client of an error that is Ray's."""
     from ray.exceptions import RayActorError
-    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+    from ray.serve.exceptions import BackPressureError
 
     if isinstance(error, BackPressureError):
         return busy("too many requests wait: try again later", 503, "overloaded")
-    if isinstance(error, (DeploymentUnavailableError, RayActorError)):
+    if isinstance(error, (_unavailable(), RayActorError)):
         return busy("the replica that was to answer is gone: try again", 503, "replica_gone")
     return error

@@ -153,6 +153,8 @@ class Handle:
     def broadcast(self, method: str, request: Forwarded) -> Any:
         async def results(return_exceptions: bool) -> list[Whole | Exception]:
             assert return_exceptions
+            if not self.replicas:
+                raise self.error or AssertionError("there is nobody to ask")
             dead = [] if self.error is None else [self.error]
             return [*dead, *[await getattr(replica, method)(request) for replica in self.replicas]]
 
@@ -256,6 +258,7 @@ def test_a_body_that_is_too_large_goes_no_further() -> None:
     assert json.loads(answer.body)["error"]["code"] == "body_too_large"
 
 
+@pytest.mark.usefixtures("ray_errors")
 def test_figures_are_those_of_all_replicas_that_live() -> None:
     answer = Answer(Handle(replica(), replica(), error=RayActorError()), "/metrics", None, SETTINGS)
     assert answer.status == 200
@@ -264,14 +267,17 @@ def test_figures_are_those_of_all_replicas_that_live() -> None:
         assert f'mlc_kv_cache_pages{{model="tiny",replica="{name}"}} 64.0'.encode() in answer.body
 
 
+@pytest.mark.usefixtures("ray_errors")
 def test_figures_need_the_key_too() -> None:
     guarded = create_app(FakeEngine(), Settings(api_key="sk-1"))
     answer = Answer(Handle(guarded, guarded), "/metrics", None, SETTINGS)
     assert (answer.status, json.loads(answer.body)["error"]["code"]) == (401, "invalid_api_key")
 
 
+@pytest.mark.usefixtures("ray_errors")
 def test_without_replicas_there_are_no_figures() -> None:
-    assert Answer(Handle(), "/metrics", None, SETTINGS).status == 503
+    answer = Answer(Handle(error=DeploymentUnavailableError()), "/metrics", None, SETTINGS)
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (503, "model_loading")
 
 
 @pytest.mark.usefixtures("ray_errors")
