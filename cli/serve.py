@@ -85,7 +85,7 @@ def command(
     threads: int | None, max_batch_size: int | None, max_total_seq_length: int | None,
     prefill_chunk_size: int | None, **flags: Any,
 ) -> None:  # fmt: skip
-    """Serve MODEL over HTTP, as OpenAI's API does: chat completions, models; see /docs of the server.
+    """Serve MODEL over HTTP, as OpenAI's API does: chat completions, embeddings and more; see /docs.
 
     MODEL is what `mlc chat` takes: a compiled folder, its name under dist/ or in the cache, an address, or a source,
     which is compiled first.

@@ -184,6 +184,8 @@ def test_a_port_in_use_is_one_line(mlc: Callable[..., tuple[int, str, str]]) -> 
         (["--mode", "fast"], "'fast' is not one of"),
         (["--overrides", "max_num_sequence=many"], "--overrides max_num_sequence=many: expected a number"),
         (["--speculative-mode", "eagle"], "--speculative-mode eagle: is not supported yet"),
+        (["--embedding-model-lib", "x.so"], "--embedding-model-lib is the library of --embedding-model"),
+        (["--max-inputs", "2049"], "2049 is not in the range"),
         (["--enable-tracing"], "--enable-tracing: is not supported yet"),
         (["--enable-debug"], "--enable-debug: is not supported yet"),
         (["--prefill-chunk-size", "0"], "0 is not in the range"),
@@ -210,11 +212,12 @@ def test_limits_and_names_reach_the_engine(start: Callable[..., Process]) -> Non
     server = start(
         "--max-batch-size", "2", "--overrides", "gpu_memory_utilization=0.5;max_total_seq_length=512", "--threads", "1",
         "--max-waiting", "7", "--speculative-mode", "disable", "--prefill-chunk-size", "64",
+        "--embedding-model", "other", "--embedding-model-lib", "other.so",
         MLC_TEST_LOAD="fail", MLC_SERVE_PREFIX_CACHE_MODE="disable",
     )  # fmt: skip
     assert server.log_line() == (
         "loading dist/tiny EngineConfig(max_num_sequence=2, max_total_sequence_length=512, "
         "prefill_chunk_size=64, gpu_memory_utilization=0.5, num_threads=1, speculative_mode='disable', "
-        "spec_draft_length=0, additional_models=(), prefix_cache_mode='disable') 7\n"
+        "spec_draft_length=0, additional_models=(), prefix_cache_mode='disable') 7 dist/other other.so\n"
     )
     assert server.end()[0] == 1

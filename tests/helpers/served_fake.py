@@ -16,7 +16,9 @@ from mlc_llm.runtime.errors import ModelFileError
 
 def load(folder: str, device: str, **options: Any) -> FakeEngine:
     how = os.environ.get("MLC_TEST_LOAD", "")
-    print("loading", folder, options["engine_config"], options["max_waiting"], file=sys.stderr, flush=True)
+    said = [options["engine_config"], options["max_waiting"]]
+    said += [options[name] for name in ("embedding_model", "embedding_model_lib") if options[name] is not None]
+    print("loading", folder, *said, file=sys.stderr, flush=True)
     if how == "wait":
         sys.stdin.readline()
     elif how == "fail":
@@ -29,7 +31,7 @@ def load(folder: str, device: str, **options: Any) -> FakeEngine:
 def install() -> None:
     """Put the scripted engine where the command line looks for AsyncMLCEngine, and a model where it looks for one."""
     sys.modules["mlc_llm.serve.async_engine"] = SimpleNamespace(AsyncMLCEngine=load)  # type: ignore[assignment]
-    models.find_or_compile = lambda *arguments: models.CompiledModel("dist/tiny")  # type: ignore[assignment,arg-type]
+    models.find_or_compile = lambda name, *arguments: models.CompiledModel(f"dist/{name}")  # type: ignore[assignment,arg-type]
 
 
 if __name__ == "__main__":
