@@ -47,8 +47,7 @@ async def version() -> Version:
 async def list_models(http: Request) -> ModelList:
     """The model that this server answers with, and the one for embeddings where that is another."""
     service = service_of(http)
-    embedder = service.embedding_model_name
-    names = [service.model_name, *([] if embedder is None else [embedder])]
+    names = {service.model_name: None, service.embedding_model_name or service.model_name: None}  # in this order
     return ModelList(data=[ModelInfo(id=name, created=service.created) for name in names])
 
 
