@@ -74,8 +74,7 @@ def _trace(
     for name, function in {**layers.preprocs, **sampling_kernels()}.items():
         module[name] = function.with_attr("global_symbol", name)
     metadata = _metadata(config, model_config, model.cache.shape, target, named_parameters)
-    bounds = {"seq_len": model_config.prefill_chunk_size, "batch_size": model_config.max_batch_size,
-              "count": model_config.max_batch_size}  # fmt: skip
+    bounds = {"seq_len": model_config.prefill_chunk_size, "batch_size": model_config.max_batch_size}
     return module, metadata, bounds, layers.table
 
 

@@ -17,7 +17,6 @@ from .tvm_runtime import load_runtime, one_line, tvm_version
 FUNCTIONS = (
     "prefill",
     "decode",
-    "batch_prefill",
     "batch_decode",
     "batch_verify",
     "set_num_threads",

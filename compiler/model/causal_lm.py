@@ -11,7 +11,7 @@ from tvm.relax.frontend.nn import Tensor, op
 
 from ...runtime.artifact import SAMPLING_BLOCK
 from ..kernels.cache_kernels import CacheShape
-from ..kernels.cpu.layers import last_row, select_rows
+from ..kernels.cpu.layers import last_row
 from ..kernels.cpu.sample_token import SETTINGS, sample_token
 from ..kernels.kv_cache import CacheSpec, PagedKVCache
 from .modules import Layers
@@ -79,15 +79,6 @@ class CausalLM(nn.Module):
         """One token of one sequence [1] -> logits [1, vocab], and the next token: see `sample`."""
         return self.batch_decode(input_ids, settings, uniforms, tokens, kv_cache)
 
-    def batch_prefill(self, input_ids: Tensor, logit_positions: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
-        """Several sequences end to end [total], int32 [count] -> logits [1, count, vocab]."""
-        hidden = self._hidden_states(input_ids, kv_cache)
-        features = hidden.shape[2]
-        kernel = self.layers.kernel(("select_rows", features), select_rows, features)
-        out = Tensor.placeholder((1, logit_positions.shape[0], features), "float32")
-        selected = op.tensor_ir_op(kernel, "select_rows", [hidden, logit_positions], out)
-        return self.logits(selected)
-
     def batch_decode(self, input_ids: Tensor, settings: Tensor, uniforms: Tensor, tokens: Tensor,
                      kv_cache: Sequence[Tensor]) -> Tensor:  # fmt: skip
         """One token of each sequence [batch] -> logits [batch, vocab], and the next tokens: see `sample`."""
@@ -124,7 +115,6 @@ class CausalLM(nn.Module):
         return {
             "prefill": forward("seq_len", 1),
             "decode": decode(1),
-            "batch_prefill": forward("seq_len", "batch_size", logit_positions=nn.spec.Tensor(["count"], "int32")),
             "batch_decode": decode("batch_size"),
             "batch_verify": forward("seq_len", "batch_size"),
             "batch_hidden_states": forward("seq_len", "batch_size"),

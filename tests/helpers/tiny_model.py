@@ -118,9 +118,6 @@ class TinyModel(nn.Module):
 
         return op.matmul(op.tensor_expr_op(last, "last", [self._hidden(ids, kv)]), self.head)
 
-    def batch_prefill(self, ids: Any, logit_positions: Any, kv: Any) -> Any:
-        return op.matmul(op.take(self._hidden(ids, kv), logit_positions, axis=1), self.head)
-
     def decode(self, ids: Any, settings: Any, uniforms: Any, chosen: Any, kv: Any) -> Any:
         return sample(op.matmul(self._hidden(ids, kv, decodes=True), self.head), settings, uniforms, chosen)
 
@@ -136,7 +133,6 @@ def target() -> tvm.target.Target:
 
 def build_module() -> tvm.IRModule:
     packed = {"param_mode": "packed", "effect_mode": "none"}
-    positions = nn.spec.Tensor(["count"], "int32")
 
     def forward(tokens: int | str, sequences: int | str, **others: Any) -> dict[str, Any]:
         shapes = [[tokens], [tokens], ["ends"], ["ends"], ["used_pages"], [sequences]]
@@ -152,7 +148,6 @@ def build_module() -> tvm.IRModule:
     spec = {
         "prefill": forward("seq_len", 1),
         "decode": decode(1),
-        "batch_prefill": forward("seq_len", "sequences", logit_positions=positions),
         "batch_decode": decode("batch"),
         "batch_verify": forward("seq_len", "sequences"),
     }

@@ -92,18 +92,6 @@ def silu_mul(columns: int, *, single: bool) -> tirx.PrimFunc:
     return k.function
 
 
-def select_rows(columns: int) -> tirx.PrimFunc:
-    """x [1, seq, columns], positions int32 [count] -> the named rows [1, count, columns], float32."""
-    with kernel("select_rows") as k:
-        seq, count = T.int64(), T.int64()
-        x = k.input("x", (1, seq, columns), "float32")
-        positions = k.input("positions", (count,), "int32")
-        y = k.input("y", (1, count, columns), "float32")
-        with k.body(), T.serial(0, count) as i, T.serial(0, columns) as c:
-            T.buffer_store(y, x[0, positions[i], c], [0, i, c])
-    return k.function
-
-
 def last_row(columns: int) -> tirx.PrimFunc:
     """x [1, seq, columns] -> its last row [1, 1, columns], float32."""
     with kernel("last_row") as k:
