@@ -9,7 +9,7 @@ import re
 from collections.abc import Generator
 from typing import Literal
 
-MAX_DEPTH = 64
+MAX_DEPTH = 200  # levels, of a frame or two each; a form may let values nest without end
 _MAX_SCALAR = 400  # characters of a number
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
 _SPACES = " \t\n\r"

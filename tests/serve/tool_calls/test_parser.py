@@ -230,3 +230,11 @@ def test_calls_come_back_as_they_were_written(
 ) -> None:
     pieces = parsed(form, cut(FORMATS[form].write(calls), places))
     assert [(name, json.loads(arguments)) for _, name, arguments in pieces] == calls
+
+
+def test_arguments_may_nest_deeply() -> None:
+    arguments: dict[str, Any] = {}
+    for _ in range(190):
+        arguments = {"children": arguments}
+    answer = FORMATS["hermes"].write([("weather", arguments)])
+    assert parsed("hermes", [answer]) == [called("weather", **arguments)]
