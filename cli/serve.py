@@ -131,10 +131,8 @@ def _refuse_unsupported(flags: dict[str, Any]) -> None:
         raise refuse("--speculative-mode", flags["speculative_mode"], not_yet)
     if flags["embedding_model_lib"] is not None and flags["embedding_model"] is None:
         raise UsageError("--embedding-model-lib is the library of --embedding-model, which is not given")
-    if flags["enable_tracing"]:
-        raise refuse("--enable-tracing", "", not_yet)
-    if flags["enable_debug"]:
-        raise refuse("--enable-debug", "", not_yet)
+    if flags["enable_tracing"] and not flags["enable_debug"]:
+        raise refuse("--enable-tracing", "", "give --enable-debug too: POST /debug/dump_event_trace returns the trace")
 
 
 def split_overrides(overrides: str) -> tuple[dict[str, float], str]:
@@ -177,6 +175,7 @@ def _load(
         mode=mode,
         engine_config=EngineConfig(**{name: value for name, value in limits.items() if value is not None}),
         max_waiting=flags["max_waiting"],
+        enable_tracing=flags["enable_tracing"],
         embedding_model=embedding_model,
         embedding_model_lib=None if embedding_model_lib is None else str(embedding_model_lib),
     )
@@ -193,7 +192,7 @@ def _draft(text: str, device: str) -> str | tuple[str, str]:
 
 def _ready_line(model: str, engine: "ServingEngine", address: str) -> str:
     """What is printed when requests are taken."""
-    return f"{address} serves {model}: context {engine.context_window_size} tokens, API at {address}/docs"
+    return f"{address} serves {model}: {engine.limits}; a page to chat is there, the API at {address}/docs"
 
 
 def _log_to_stderr() -> None:

@@ -58,8 +58,10 @@ _OPTIONS = (
         "--gateway", is_flag=True, help="Answer MLflow's gateway path too, by its contract; see docs/server.md."
     ),
     click.option("--unity-catalog-url", metavar="URL", help="Unity Catalog server that describes uc_function tools."),
-    click.option("--enable-tracing", is_flag=True, help="Record a trace of every request."),
-    click.option("--enable-debug", is_flag=True, help="Serve /debug."),
+    click.option(
+        "--enable-tracing", is_flag=True, help="Record what the engine does when, for /debug/dump_event_trace."
+    ),
+    click.option("--enable-debug", is_flag=True, help="Answer /debug/...: traces and figures."),
     number_option(
         "--max-concurrent-requests",
         1,
@@ -117,6 +119,7 @@ def settings_of(model: str, host: str, flags: dict[str, Any]) -> "Settings":
         allowed_hosts=flags["allowed_hosts"],
         model_name=model,
         embedding_model_name=flags["embedding_model"],
+        debug=flags["enable_debug"],
         gateway=flags["gateway"],
         unity_catalog_url=flags["unity_catalog_url"],
         limits=RequestLimits(

@@ -1,6 +1,8 @@
 """How much a scheduler has computed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from .histogram import Histogram
 
 
 @dataclass
@@ -11,3 +13,4 @@ class Counters:
     cached_tokens: int = 0
     generated_tokens: int = 0
     preemptions: int = 0
+    queue_seconds: Histogram = field(default_factory=Histogram)  # until answers are first computed

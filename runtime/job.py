@@ -24,6 +24,8 @@ class Work:
         self.error: MLCError | None = None  # instead of further events
         self.over = False  # nothing more is computed
         self.number = 0  # of submission: lower is older
+        self.name = ""  # for who reads a trace
+        self.waits_since = 0.0  # by perf_counter
         self.sequence: int | None = None  # of the KV cache, which holds the first `computed` tokens
         self.computed = 0
         self.cached_tokens: int | None = None

@@ -48,6 +48,7 @@ class KVCache:
         not that much.
         """
         self.page_size = layout.page_size
+        self.dtype: str = layout.dtype  # of keys and values
         self.max_num_sequence = max_num_sequence
         # each sequence may leave a part of its last page empty
         self._num_pages = -(-max_total_sequence_length // self.page_size) + max_num_sequence - 1

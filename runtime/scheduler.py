@@ -13,6 +13,7 @@ computing what both begin with.
 import threading
 from collections.abc import Sequence
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from .answer_form import FormMasks
 from .counters import Counters
@@ -28,6 +29,9 @@ from .prefill import Prefill
 from .prompt_lookup import PromptLookup
 from .sampler import Sampled
 from .speculation import Speculation
+
+if TYPE_CHECKING:
+    from .trace import Observer
 
 
 class Scheduler:
@@ -45,6 +49,7 @@ class Scheduler:
         """
         masks = FormMasks()
         self.counters, self.max_waiting = Counters(), max_waiting
+        self.observer: Observer | None = None  # is told of every step, by the thread that runs it
         self.speculation = Speculation(model, vocab_size, PromptLookup() if speculates else None)
         self.prefill = Prefill(model, vocab_size, masks)
         self._decode = Decode(model, vocab_size, masks, self.speculation)
@@ -84,6 +89,7 @@ class Scheduler:
         """Let an answer wait for its turn. Raises OverloadedError when too many do."""
         if self.max_waiting is not None and self.num_waiting >= self.max_waiting:
             raise OverloadedError(f"{self.num_waiting} requests are waiting already: try again later")
+        job.waits_since = perf_counter()
         self._jobs.arrived.append(job)
 
     def cancel(self, job: Work) -> None:
@@ -154,7 +160,7 @@ class Scheduler:
         while self._jobs.given_up:
             job = self._jobs.given_up.popleft()
             if not job.over:
-                self._drop(job)
+                self._drop(job, "cancelled")
 
     # Who runs
 
@@ -181,6 +187,8 @@ class Scheduler:
                 job.cached_tokens, job.began = job.computed, self._now()
                 self.counters.prompt_tokens += job.prompt_tokens
                 self.counters.cached_tokens += job.cached_tokens
+                self.counters.queue_seconds.add(perf_counter() - job.waits_since)
+            self._tell("queued", [job], job.waits_since, job.computed)
             if isinstance(job, Job) and job.computed and job.uncomputed == 1 and not job.is_exact:
                 jobs.decoding.append(job)
             else:
@@ -202,6 +210,8 @@ class Scheduler:
 
     def _suspend(self, job: Work) -> None:
         """Take the sequence of an answer, which waits for another one."""
+        job.waits_since = perf_counter()
+        self._tell("preempted", [job], job.waits_since, 0)
         self._release(job)
         self._jobs.put_back(job)
 
@@ -222,6 +232,7 @@ class Scheduler:
         prefilling, decoding = self._jobs.prefilling, self._jobs.decoding
         job, others_decode = self.prefill.next(prefilling), any(other.is_read for other in decoding)
         while True:
+            begin, left = perf_counter(), job.uncomputed
             try:
                 sampled = self.prefill.run(job, others_decode, self.kv_cache.make_room)
                 break
@@ -231,6 +242,7 @@ class Scheduler:
             except BaseException as error:
                 self._after_failure([job], error)
                 return
+        self._tell("prefill", [job], begin, left - job.uncomputed)
         self.kv_cache.keep(job)
         if isinstance(job, Job):
             if not job.uncomputed:
@@ -239,12 +251,13 @@ class Scheduler:
             if sampled is not None:
                 self._take(job, sampled)
         elif not job.uncomputed:
-            self._drop(job)
+            self._drop(job, "stop")
             job.events.append(Finish("stop", job.prompt_tokens, 0, 0, self._now() - job.began, 0.0))
 
     def _run_decode(self, unread_too: bool) -> None:
         """More of each answer that somebody reads."""
         while jobs := [job for job in self._jobs.decoding if unread_too or job.is_read]:
+            begin = perf_counter()
             try:
                 chosen = self._decode.run(jobs)
                 break
@@ -256,6 +269,7 @@ class Scheduler:
                 return
         else:
             return
+        self._tell("decode", jobs, begin, sum(map(len, chosen)))
         for job, tokens in zip(jobs, chosen, strict=True):
             for token in tokens:
                 self._take(job, token)
@@ -273,7 +287,7 @@ class Scheduler:
             return
         self.counters.generated_tokens += 1
         if finish is not None:
-            self._drop(job)
+            self._drop(job, finish.reason)
             job.events.append(finish)
 
     def _after_failure(self, jobs: Sequence[Work], error: BaseException) -> None:
@@ -287,11 +301,16 @@ class Scheduler:
             raise error
 
     def _fail(self, job: Work, error: MLCError) -> None:
-        self._drop(job)
+        self._drop(job, "failed")
         job.error = error
 
-    def _drop(self, job: Work) -> None:
+    def _drop(self, job: Work, why: str) -> None:
         """Nothing more is computed for an answer."""
+        self._tell(why, [job], 0.0, 0)
         job.over = True
         self._without_room = None
         self._release(job)
+
+    def _tell(self, what: str, jobs: Sequence[Work], since: float, tokens: int) -> None:
+        if self.observer is not None:
+            self.observer(what, jobs, since, tokens)

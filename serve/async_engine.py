@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from ..runtime.errors import EngineError
 from ..runtime.job import Job
+from ..runtime.trace import Trace
 from .chat import CreateOptions, merged_arguments, parse_arguments
 from .completion import Chunked, Completion, Folder
 from .completions import CompletionOptions, Prompts
@@ -19,6 +20,7 @@ from .config import EngineConfig, Mode
 from .embedding_protocol import CreateEmbeddingResponse, EmbeddingRequest
 from .embeddings import AsyncEmbeddings, EmbeddingTask
 from .engine import checked_config, path_text
+from .engine_limits import EngineLimits, limits_of
 from .engine_thread import EngineThread
 from .loading import LoadedModel, load_model
 from .metrics import EngineMetrics, metrics_of
@@ -57,12 +59,13 @@ class AsyncMLCEngine:
         max_waiting: int | None = None,
         embedding_model: str | os.PathLike[str] | None = None,
         embedding_model_lib: str | os.PathLike[str] | None = None,
+        enable_tracing: bool = False,
     ) -> None:
         """Load a model, as `MLCEngine` does; that takes its time, also on an event loop.
 
         Requests beyond `max_waiting` that wait for their turn are refused with OverloadedError. Embeddings are those
-        of `embedding_model`, a second one that is loaded beside the other, if it is given. Raises UsageError,
-        ModelFileError, EngineError.
+        of `embedding_model`, a second one that is loaded beside the other, if it is given. With `enable_tracing`
+        `trace` records what the engine does when. Raises UsageError, ModelFileError, EngineError.
         """
         library = None if model_lib is None else path_text("model_lib", model_lib)
         self.model: LoadedModel = load_model(
@@ -70,6 +73,8 @@ class AsyncMLCEngine:
         )
         scheduler = self.model.generator.scheduler
         scheduler.max_waiting = max_waiting
+        self.trace = Trace() if enable_tracing else None
+        scheduler.observer = None if self.trace is None else self.trace.observe
         self._thread = EngineThread(scheduler)
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="mlc-prepare")
         self._jobs: dict[str, list[Job]] = {}  # of the answers that run, by their id
@@ -92,6 +97,11 @@ class AsyncMLCEngine:
     def alive(self) -> bool:
         """Whether it can answer: it is not terminated, and nothing ended a thread of it."""
         return self._thread.alive and (self._embedder is None or self._embedder.alive)
+
+    @property
+    def limits(self) -> EngineLimits:
+        """What the engine has room for, as loaded."""
+        return limits_of(self.model.generator)
 
     async def complete(self, request: ChatCompletionRequest) -> AsyncGenerator[ChatCompletionStreamResponse, None]:
         """The chunks of the answers, the last of which has no choices but the usage.
@@ -116,6 +126,8 @@ class AsyncMLCEngine:
         loop = asyncio.get_running_loop()
         completion = await loop.run_in_executor(self._preparing, prepare, self.model, request)
         self._jobs[completion.id] = completion.jobs
+        for job in completion.jobs:
+            job.name = completion.id
         try:
             async with aclosing(self._thread.stream(completion.jobs)) as events:
                 async for index, event in events:

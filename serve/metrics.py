@@ -1,8 +1,9 @@
 """What an engine is doing, in numbers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..runtime.generation import Generator
+from ..runtime.histogram import Histogram
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class EngineMetrics:
       texts that begin alike, and all. A page that running answers share with kept texts counts as used.
     - prompt_tokens, cached_tokens: of all requests, and how many of them were not computed again.
     - generated_tokens: of all answers. preemptions: answers that had to make room and were resumed.
+    - queue_seconds: how long answers waited until they were first computed.
     """
 
     running: int
@@ -25,6 +27,7 @@ class EngineMetrics:
     cached_tokens: int
     generated_tokens: int
     preemptions: int
+    queue_seconds: Histogram = field(default_factory=Histogram)
 
 
 def metrics_of(generator: Generator) -> EngineMetrics:
@@ -41,4 +44,5 @@ def metrics_of(generator: Generator) -> EngineMetrics:
         cached_tokens=counters.cached_tokens,
         generated_tokens=counters.generated_tokens,
         preemptions=counters.preemptions,
+        queue_seconds=counters.queue_seconds.copy(),
     )

@@ -2,6 +2,7 @@
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -11,7 +12,7 @@ from ..embedding_protocol import EmbeddingRequest
 from ..protocol import ChatCompletionRequest
 from ..responses.request import ResponsesRequest
 from ..text_protocol import CompletionRequest
-from . import chat, completions, embeddings, gateway, info, metrics, page, responses, tokens
+from . import chat, completions, debug, embeddings, gateway, info, metrics, page, responses, tokens
 from .access import Access
 from .docs import add_docs
 from .engine import ServingEngine
@@ -56,12 +57,19 @@ def create_app(engine: ServingEngine | None, settings: Settings) -> FastAPI:
     )
     app.state.service = service = Service(engine, settings)
     service.histograms.registry.register(metrics.EngineCollector(service))
-    for router in (*_ROUTERS, *((gateway.router,) if settings.gateway else ())):
+    routers = list(_ROUTERS)
+    bodies: list[type[BaseModel]] = list(_BODIES)
+    if settings.gateway:
+        routers.append(gateway.router)
+        bodies.append(gateway.ChatCompletionsRequestPayload)
+    if settings.debug:
+        routers.append(debug.router)
+        bodies.append(debug.DebugRequest)
+    for router in routers:
         app.include_router(router)
     for kind in _ERRORS:
         app.add_exception_handler(kind, handle)
     add_docs(app)
-    bodies = (*_BODIES, *((gateway.ChatCompletionsRequestPayload,) if settings.gateway else ()))
     add_openapi(app, bodies, with_key=settings.api_key is not None)
     cors = settings.cross_origin
     # The last one added is the first that a request meets.

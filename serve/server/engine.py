@@ -3,7 +3,9 @@
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
+from ...runtime.trace import Trace
 from ..embedding_protocol import CreateEmbeddingResponse, EmbeddingRequest
+from ..engine_limits import EngineLimits
 from ..loading import LoadedModel
 from ..metrics import EngineMetrics
 from ..protocol import ChatCompletionRequest, ChatCompletionStreamResponse
@@ -19,6 +21,11 @@ class ServingEngine(Protocol):
     def embedding_model(self) -> LoadedModel | None: ...
     @property
     def context_window_size(self) -> int: ...
+    @property
+    def limits(self) -> EngineLimits: ...
+    @property
+    def trace(self) -> Trace | None:
+        """What the engine did when; None unless that is recorded."""
 
     def complete(self, request: ChatCompletionRequest) -> AsyncGenerator[ChatCompletionStreamResponse, None]:
         """The chunks of the answer; the last one has no choices but the usage.

@@ -1,14 +1,16 @@
 """GET /metrics, for Prometheus. https://prometheus.io/docs/instrumenting/exposition_formats/"""
 
 from collections.abc import Iterator
+from itertools import accumulate
 
 from fastapi import APIRouter
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ...runtime.histogram import Histogram
 from ..metrics import EngineMetrics
 from .openapi import ERRORS
 from .service import Service, service_of
@@ -50,6 +52,17 @@ class EngineCollector(Collector):
             counter = CounterMetricFamily(name, meaning, labels=labels)
             counter.add_metric(values, getattr(figures, field))
             yield counter
+        histogram = HistogramMetricFamily(
+            "mlc_queue_time_seconds", "From a request to the begin of computing its answer.", labels=labels
+        )
+        histogram.add_metric(values, _buckets(figures.queue_seconds), figures.queue_seconds.sum)
+        yield histogram
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    """Prometheus' buckets: each counts what the ones before it do, too."""
+    bounds = [*map(str, histogram.bounds), "+Inf"]
+    return list(zip(bounds, accumulate(histogram.counts), strict=True))
 
 
 @router.get("/metrics", summary="Figures for Prometheus", responses=ERRORS, response_class=Response)

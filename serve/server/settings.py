@@ -33,6 +33,7 @@ class Settings:
     - allowed_hosts: names that a `Host` header may have, so that a web page cannot reach a server on loopback under a
       name of its own (DNS rebinding). None: the loopback's names on a loopback address, anything elsewhere.
     - model_name, embedding_model_name: what to call the models in answers. None: as the engine does.
+    - debug: answer MLC-LLM's paths under /debug.
     - gateway: answer MLflow's gateway path too; unity_catalog_url: where it asks for tools of kind `uc_function`.
     - limits: what one request may ask for.
     - max_concurrent_requests: answers in the making, waiting ones included; more get 429.
@@ -48,6 +49,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] | None = None
     model_name: str | None = None
     embedding_model_name: str | None = None
+    debug: bool = False
     gateway: bool = False
     unity_catalog_url: str | None = None
     limits: RequestLimits = field(default_factory=RequestLimits)

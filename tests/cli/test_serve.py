@@ -71,7 +71,11 @@ def test_a_server_says_when_it_is_ready_and_ends_at_sigterm(start: Callable[...,
     server = start("--api-key", "sk-1")
     with server.ready() as client:
         address = re.escape(str(client.base_url).rstrip("/"))
-        assert re.fullmatch(rf"{address} serves tiny: context 256 tokens, API at {address}/docs\n", server.line)
+        assert re.fullmatch(
+            rf"{address} serves tiny: context 256 tokens, KV cache 1024 tokens in float16, 4 answers at once; "
+            rf"a page to chat is there, the API at {address}/docs\n",
+            server.line,
+        )
         assert client.get("/v1/models").status_code == 401
         headers = {"authorization": "Bearer sk-1", "x-request-id": "mine"}
         answer = client.post("/v1/chat/completions", json=ask("hello"), headers=headers)
@@ -186,8 +190,7 @@ def test_a_port_in_use_is_one_line(mlc: Callable[..., tuple[int, str, str]]) -> 
         (["--speculative-mode", "eagle"], "--speculative-mode eagle: is not supported yet"),
         (["--embedding-model-lib", "x.so"], "--embedding-model-lib is the library of --embedding-model"),
         (["--max-inputs", "2049"], "2049 is not in the range"),
-        (["--enable-tracing"], "--enable-tracing: is not supported yet"),
-        (["--enable-debug"], "--enable-debug: is not supported yet"),
+        (["--enable-tracing"], "--enable-tracing: give --enable-debug too"),
         (["--prefill-chunk-size", "0"], "0 is not in the range"),
     ],
 )

@@ -12,6 +12,8 @@ from contextlib import aclosing
 from types import SimpleNamespace
 
 from mlc_llm.runtime.errors import EngineError, OverloadedError, RequestError
+from mlc_llm.runtime.histogram import Histogram
+from mlc_llm.serve.engine_limits import EngineLimits
 from mlc_llm.serve.metrics import EngineMetrics
 from mlc_llm.serve.protocol import (
     ChatCompletionRequest,
@@ -44,6 +46,8 @@ class FakeEngine:
         self.model = SimpleNamespace(name=NAME, names=frozenset({NAME, "dist/tiny"}))
         self.embedding_model = None
         self.context_window_size = 256
+        self.limits = EngineLimits(256, 1024, "float16", 4)
+        self.trace = None
         self.waiting: queue.Queue[str] = queue.Queue()  # a request came to its <wait>
         self.ended: queue.Queue[str] = queue.Queue()  # how a request ended: "done", "aborted" or "error"
         self.requests: list[GenerationRequest] = []
@@ -52,9 +56,12 @@ class FakeEngine:
         self._gates: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     def metrics(self) -> EngineMetrics:
+        queued = Histogram()
+        for seconds in (0.0001, 0.02, 400.0):
+            queued.add(seconds)
         return EngineMetrics(
             running=len(self._gates), waiting=2, kv_pages_used=3, kv_pages_cached=4, kv_pages_total=64,
-            prompt_tokens=100, cached_tokens=60, generated_tokens=40, preemptions=1,
+            prompt_tokens=100, cached_tokens=60, generated_tokens=40, preemptions=1, queue_seconds=queued,
         )  # fmt: skip
 
     async def complete(self, request: ChatCompletionRequest) -> AsyncGenerator[ChatCompletionStreamResponse, None]:

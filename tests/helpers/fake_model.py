@@ -19,6 +19,7 @@ class FakePages:
     """Pages by number, each with the tokens in it and how many hold it."""
 
     page_size = PAGE
+    dtype = "float16"
 
     def __init__(self, count: int) -> None:
         self.num_pages = count
