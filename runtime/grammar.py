@@ -5,6 +5,7 @@ derived automata, so that nothing is computed ahead for a grammar (https://githu
 docs/optimizations.md).
 """
 
+import copy
 import ctypes
 import json
 import re
@@ -160,6 +161,15 @@ class GrammarCompiler:
         self._preparing, self._caching = threading.Lock(), threading.Lock()
         self._cache: OrderedDict[str, GrammarFactory] = OrderedDict()
         self._threads = BoundedThreads(_COMPILES_AT_ONCE, _STACK_BYTES)
+        self._outer: str | None = None
+
+    def inside(self, outer: str) -> "GrammarCompiler":
+        """The same compiler for forms that are a part of answers: `outer` is a grammar in Lark, from the rule `start`,
+        whose rule `answer` is what the `compile_` methods are given. Raises ModelFileError as `prepare` does."""
+        self.prepare()  # what it finds is shared
+        inner = copy.copy(self)
+        inner._outer = outer
+        return inner
 
     def prepare(self) -> None:
         """Read the vocabulary, so that the first request need not wait for it: a quarter of a second for 50,000 tokens.
@@ -246,6 +256,8 @@ class GrammarCompiler:
         return text
 
     def _factory(self, lark: str, param: str) -> GrammarFactory:
+        if self._outer is not None:
+            lark = f"answer: %lark {{{lark}\n}}\n{self._outer}"
         if known := self._known(lark):
             return known
         try:

@@ -12,7 +12,7 @@ from .protocol import ChatCompletionRequest, ChatCompletionResponse, ChatComplet
 Answer = Callable[[ChatCompletionRequest], Iterator[ChatCompletionStreamResponse]]
 
 
-ToolChoice = Literal["none", "auto"] | dict[str, Any]
+ToolChoice = Literal["none", "auto", "required"] | dict[str, Any]
 
 
 class CreateOptions(TypedDict, total=False):
@@ -37,6 +37,24 @@ class CreateOptions(TypedDict, total=False):
     response_format: dict[str, Any] | None
     request_id: str | None
     extra_body: dict[str, Any] | None
+    audio: dict[str, Any] | None
+    function_call: str | dict[str, Any] | None
+    functions: list[dict[str, Any]] | None
+    max_completion_tokens: int | None
+    metadata: dict[str, str] | None
+    modalities: list[str] | None
+    moderation: dict[str, Any] | None
+    parallel_tool_calls: bool | None
+    prediction: dict[str, Any] | None
+    prompt_cache_key: str | None
+    prompt_cache_options: dict[str, Any] | None
+    prompt_cache_retention: str | None
+    reasoning_effort: str | None
+    safety_identifier: str | None
+    service_tier: str | None
+    store: bool | None
+    verbosity: str | None
+    web_search_options: dict[str, Any] | None
 
 
 class ChatCompletions:
@@ -80,18 +98,36 @@ class ChatCompletions:
         response_format: dict[str, Any] | None = None,
         request_id: str | None = None,
         extra_body: dict[str, Any] | None = None,
+        audio: dict[str, Any] | None = None,
+        function_call: str | dict[str, Any] | None = None,
+        functions: list[dict[str, Any]] | None = None,
+        max_completion_tokens: int | None = None,
+        metadata: dict[str, str] | None = None,
+        modalities: list[str] | None = None,
+        moderation: dict[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        prediction: dict[str, Any] | None = None,
+        prompt_cache_key: str | None = None,
+        prompt_cache_options: dict[str, Any] | None = None,
+        prompt_cache_retention: str | None = None,
+        reasoning_effort: str | None = None,
+        safety_identifier: str | None = None,
+        service_tier: str | None = None,
+        store: bool | None = None,
+        verbosity: str | None = None,
+        web_search_options: dict[str, Any] | None = None,
     ) -> Iterator[ChatCompletionStreamResponse] | ChatCompletionResponse:
         """Answer `messages`: a response, or with `stream` an iterator of chunks.
 
-        Fields are OpenAI's, https://platform.openai.com/docs/api-reference/chat/create; sampling values that are None
-        come from the model's config. `extra_body` has those that OpenAI's signature lacks: top_k, min_p,
-        repetition_penalty, ignore_eos, stop_token_ids, min_tokens, max_completion_tokens, debug_config. A `request_id`
-        becomes the response's id.
+        Fields are OpenAI's, https://platform.openai.com/docs/api-reference/chat/create, and docs/requests.md says what
+        comes of each; sampling values that are None come from the model's config. `extra_body` has those that OpenAI's
+        signature lacks. A `request_id` becomes the response's id.
 
         Raises RequestError for a request that is invalid or asks for what is not supported (before anything is
         generated, also with `stream`), EngineError when the engine is terminated or fails.
         """
-        request = parse_arguments({name: value for name, value in locals().items() if name != "self"})
+        given = {name: value for name, value in locals().items() if name != "self" and value is not None}
+        request = parse_arguments(given)
         chunks = self._answer(request)
         if not request.stream:
             return fold(chunks)

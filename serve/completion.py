@@ -31,6 +31,7 @@ from .protocol import (
     TopLogprob,
     Usage,
 )
+from .template_variables import template_variables
 from .tool_calls.deltas import MessageFolder
 
 MAX_REQUEST_ID_CHARACTERS = 256
@@ -117,7 +118,8 @@ def asked(request: ChatCompletionRequest) -> Asked:
         tools=request.tools,
         tool_choice=request.tool_choice,
         parallel_tool_calls=request.parallel_tool_calls is not False,
-        response_format=request.response_format,
+        text_format=request.text_format(),
+        variables=template_variables(request.chat_template_kwargs, request.reasoning_effort),
     )
 
 

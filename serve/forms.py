@@ -10,7 +10,7 @@ from ..runtime.tokenizer import Tokenizer
 from ..templates import ConversationError, Template, validate_messages
 from ..templates.jinja import JinjaTemplate
 from .answer_chunks import AnswerChunks
-from .response_format import read_response_format
+from .response_format import ResponseFormat
 from .tool_calls import (
     AnswerParser,
     ToolPrompt,
@@ -18,6 +18,7 @@ from .tool_calls import (
     find_format,
     find_reasoning_marks,
     prompt_opens_reasoning,
+    reasoning_rules,
 )
 from .tool_calls.deltas import special_marks
 
@@ -30,7 +31,8 @@ class Asked:
     tools: Sequence[Mapping[str, Any]] | None = None
     tool_choice: str | Mapping[str, Any] | None = None
     parallel_tool_calls: bool = True
-    response_format: Mapping[str, Any] | None = None
+    text_format: ResponseFormat | None = None  # of an answer that is no call
+    variables: Mapping[str, Any] | None = None  # of the model's own template
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,13 @@ class AnswerForms:
         tools = asked.tools if asked.tools and asked.tool_choice != "none" else None
         try:
             messages = validate_messages(asked.messages, tools=asked.tools, tool_choice=asked.tool_choice)
-            prompt = self._prompt.render(messages, tools=tools)
+            prompt = self._prompt.render(messages, tools=tools, variables=asked.variables)
         except ConversationError as error:
             raise RequestError(str(error), param=error.param or "messages", code="invalid_value") from None
         is_open = self._marks is not None and prompt_opens_reasoning(prompt.text, self._marks)
         ids = [*prompt.prefix_token_ids, *self._tokenizer.encode(prompt.text)]
         shown = frozenset(self._special.values()) if tools or self._marks else frozenset()
-        return Form(ids, self._grammar(asked, tools, is_open), tools, is_open, shown)
+        return Form(ids, self._grammar(asked, tools, self._reasoning(prompt.text, is_open)), tools, is_open, shown)
 
     def chunks(self, form: Form) -> AnswerChunks:
         """What takes one answer apart."""
@@ -86,31 +88,44 @@ class AnswerForms:
         parser = AnswerParser(self._format, form.tools, self._marks, reasoning_open=form.reasoning_open)
         return AnswerChunks(parser, self._format)
 
+    def _reasoning(self, prompt: str, is_open: bool) -> str | None:
+        """Rules for what the model may think first: nothing where the prompt has closed the section, to forbid it."""
+        if self._marks is None or prompt.rstrip().endswith(self._marks.close):
+            return None
+        return reasoning_rules(self._marks, tokens=self._special, is_open=is_open)
+
     def _grammar(
-        self, asked: Asked, tools: Sequence[Mapping[str, Any]] | None, reasoning_open: bool
+        self, asked: Asked, tools: Sequence[Mapping[str, Any]] | None, reasoning: str | None
     ) -> GrammarFactory | None:
-        calls = None
+        """What answers have to be behind the reasoning; None where they are free."""
+        calls, either = None, False
         if tools:
+            # An answer whose text has a form may be calls as well. Then these have one too.
+            either = asked.text_format is not None and asked.tool_choice in (None, "auto")
             calls = calls_grammar(
                 self._format,
                 tools,
-                asked.tool_choice,
+                "required" if either else asked.tool_choice,
                 self._compiler().json_term,
                 parallel=asked.parallel_tool_calls,
                 tokens=self._special,
-                reasoning=self._marks,
-                reasoning_open=reasoning_open,
             )
-        if calls is not None:
-            if asked.response_format not in (None, {"type": "text"}):
-                raise RequestError(
-                    "response_format and tools that are forced or strict are given: an answer can have one form only",
-                    param="response_format",
-                    code="invalid_value",
-                )
-            return self._compiler().compile_lark(calls, param="tools")
-        wanted = read_response_format(asked.response_format)
-        return None if wanted is None else wanted.compile(self._compiler())
+        if calls is None and asked.text_format is None:
+            return None
+        start, rules = "answer", []
+        if either:
+            start = "(calls | answer)"
+            rules.append(f"calls: %lark {{{calls}\n}}")
+        if reasoning is not None:
+            start = f"reasoning {start}"
+            rules.append(reasoning)
+        compiler = self._compiler()
+        if rules:
+            compiler = compiler.inside("\n".join([f"start: {start}", *rules]))
+        if asked.text_format is not None and (calls is None or either):
+            return asked.text_format.compile(compiler)
+        assert calls is not None
+        return compiler.compile_lark(calls, param="tools")
 
     def _compiler(self) -> GrammarCompiler:
         if self._grammars is None:

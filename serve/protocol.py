@@ -10,7 +10,19 @@ from typing import Any, Literal
 from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 from ..runtime.errors import RequestError
-from .request import ChoicesRequest
+from .request import ChoicesRequest, unsupported
+from .response_format import GUIDED, ResponseFormat, read_text_format
+
+# Of fields that are not supported: the values that ask for nothing beyond what answers are, and what to give instead.
+_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
+    "modalities": ((["text"],), "['text']"),
+    "verbosity": (("medium",), "'medium'"),
+    "audio": ((), "null"),
+    "functions": ((), "tools"),
+    "function_call": ((), "tool_choice"),
+    "moderation": ((), "null"),
+    "web_search_options": ((), "null"),
+}
 
 
 class ChatCompletionRequest(ChoicesRequest):
@@ -26,10 +38,33 @@ class ChatCompletionRequest(ChoicesRequest):
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    # See `_ONLY`.
+    modalities: list[str] | None = None
+    verbosity: str | None = None
+    audio: Any = None
+    functions: Any = None
+    function_call: Any = None
+    moderation: Any = None
+    web_search_options: Any = None
+    # These can only make OpenAI's service faster; nothing comes of them.
+    prediction: dict[str, Any] | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
 
     def check(self) -> None:
         """Raise RequestError for fields that do not go together, or are not supported."""
         super().check()
+        for field, (values, instead) in _ONLY.items():
+            value = getattr(self, field)
+            if value is not None and value not in values:
+                raise unsupported(field, value, instead)
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise RequestError(
@@ -37,6 +72,11 @@ class ChatCompletionRequest(ChoicesRequest):
                 "they are two names of one limit, give one",
                 param="max_completion_tokens",
             )
+
+    def text_format(self) -> ResponseFormat | None:
+        """The form that the text of answers has to have, in whichever of its spellings. Raises RequestError."""
+        guided = {name: getattr(self, name) for name in GUIDED}
+        return read_text_format(self.response_format, self.structured_outputs, guided)
 
     def further_params(self) -> dict[str, Any]:
         """Its own limit of tokens, and log-probabilities."""

@@ -44,6 +44,7 @@ class StreamOptions(Strict):
     """What a stream carries besides the answer."""
 
     include_usage: bool = False
+    include_obfuscation: bool = False
 
 
 class DebugConfig(Strict):
@@ -123,10 +124,15 @@ class ChoicesRequest(GenerationRequest):
         """Raise RequestError for fields that do not go together, or are not supported."""
         if self.n is not None and not 1 <= self.n <= MAX_ANSWERS:
             raise RequestError(f"n is {self.n}: expected 1 to {MAX_ANSWERS} answers", param="n", code="invalid_value")
-        if self.stream_options is not None and not self.stream:
-            raise RequestError(
-                "stream_options is given: it is only allowed when stream is true", param="stream_options"
-            )
+        if self.service_tier not in (None, "auto", "default"):
+            raise unsupported("service_tier", self.service_tier, "'auto'")
+        if self.stream_options is not None:
+            if not self.stream:
+                raise RequestError(
+                    "stream_options is given: it is only allowed when stream is true", param="stream_options"
+                )
+            if self.stream_options.include_obfuscation:
+                raise unsupported("stream_options.include_obfuscation", True, "false")
 
     def sampling_params(self, config: ChatConfig) -> SamplingParams:
         """How to choose tokens: the request's values, else those of the model folder's config."""

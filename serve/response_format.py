@@ -8,6 +8,9 @@ from ..runtime.errors import RequestError
 from ..runtime.grammar import GrammarCompiler, GrammarFactory
 
 _FIELD = "response_format"
+_STRUCTURED = "structured_outputs"
+_STRUCTURES = ("json", "json_object", "regex", "choice", "grammar")
+GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 _SCHEMA = f"{_FIELD}.json_schema"
 _TEXTS = ("regex", "lark", "ebnf", "grammar")  # the field of the same name has the text
 _FIELDS = {
@@ -24,6 +27,46 @@ class ResponseFormat:
     """A form that answers have to have."""
 
     compile: Callable[[GrammarCompiler], GrammarFactory]  # raises RequestError
+
+
+def read_text_format(
+    response_format: Any, structured_outputs: Any = None, guided: Mapping[str, Any] | None = None
+) -> ResponseFormat | None:
+    """The form of answers by the one of these fields that is given, None for any text. Raises RequestError.
+
+    `structured_outputs` and those of `guided` are vLLM's: {"json": schema}, {"json_object": true}, {"regex": text},
+    {"choice": [texts]}, {"grammar": Lark or GBNF}, each also as a field of its own, `guided_json` and so on.
+    """
+    fields = {_FIELD: response_format, _STRUCTURED: structured_outputs, **(guided or {})}
+    given = [name for name, value in fields.items() if value is not None]
+    if len(given) > 1:
+        message = f"{given[0]} and {given[1]} are given: an answer can have one form only"
+        raise RequestError(message, param=given[1], code="invalid_value")
+    if not given or given[0] == _FIELD:
+        return read_response_format(response_format)
+    if given[0] != _STRUCTURED:
+        return _guided(given[0].removeprefix("guided_"), fields[given[0]], given[0])
+    wanted = {kind: value for kind, value in structured_outputs.items() if value is not None}
+    _only(wanted, _STRUCTURES, _STRUCTURED)
+    if len(wanted) != 1:
+        message = f"{_STRUCTURED} has {len(wanted)} forms: expected one of {', '.join(_STRUCTURES)}"
+        raise RequestError(message, param=_STRUCTURED, code="invalid_value")
+    ((kind, value),) = wanted.items()
+    return _guided(kind, value, f"{_STRUCTURED}.{kind}")
+
+
+def _guided(kind: str, value: Any, field: str) -> ResponseFormat | None:
+    if kind == "json":
+        return ResponseFormat(lambda compiler: compiler.compile_json_schema(value, False, field))
+    if kind == "json_object":
+        wanted = _of_type(value, bool, field)
+        return ResponseFormat(lambda compiler: compiler.compile_json_object(field)) if wanted else None
+    if kind == "choice":
+        return _choice(value, field)
+    text = _of_type(value, str, field)
+    if kind == "grammar":
+        kind = "ebnf" if "::=" in text else "lark"
+    return _text(kind, text, field)
 
 
 def read_response_format(given: Any) -> ResponseFormat | None:
@@ -52,18 +95,21 @@ def read_response_format(given: Any) -> ResponseFormat | None:
     if kind == "json_object":
         return _json_object(given.get("schema"))
     if kind == "choice":
-        choices = _of_type(given.get("choice"), list, f"{_FIELD}.choice")
-        texts = [_of_type(choice, str, f"{_FIELD}.choice.{i}") for i, choice in enumerate(choices)]
-        return ResponseFormat(lambda compiler: compiler.compile_choice(texts))
-    return _text(kind, _of_type(given.get(kind), str, f"{_FIELD}.{kind}"))
+        return _choice(given.get("choice"), f"{_FIELD}.choice")
+    return _text(kind, _of_type(given.get(kind), str, f"{_FIELD}.{kind}"), f"{_FIELD}.{kind}")
 
 
-def _text(kind: str, text: str) -> ResponseFormat:
+def _choice(given: Any, field: str) -> ResponseFormat:
+    texts = [_of_type(choice, str, f"{field}.{i}") for i, choice in enumerate(_of_type(given, list, field))]
+    return ResponseFormat(lambda compiler: compiler.compile_choice(texts, field))
+
+
+def _text(kind: str, text: str, field: str) -> ResponseFormat:
     if kind == "regex":
-        return ResponseFormat(lambda compiler: compiler.compile_regex(text))
+        return ResponseFormat(lambda compiler: compiler.compile_regex(text, field))
     if kind == "lark":
-        return ResponseFormat(lambda compiler: compiler.compile_lark(text, f"{_FIELD}.lark"))
-    return ResponseFormat(lambda compiler: compiler.compile_ebnf(text, f"{_FIELD}.{kind}"))
+        return ResponseFormat(lambda compiler: compiler.compile_lark(text, field))
+    return ResponseFormat(lambda compiler: compiler.compile_ebnf(text, field))
 
 
 def _json_object(schema: Any) -> ResponseFormat:

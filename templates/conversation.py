@@ -95,9 +95,13 @@ class ConvTemplate(BaseModel):
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> Prompt:
-        """The prompt. Raises ConversationError for roles, tools and tool calls that the object has no place for."""
+        """The prompt; `variables` mean nothing to these templates.
+
+        Raises ConversationError for roles, tools and tool calls that the object has no place for.
+        """
         turns: list[tuple[str, str | None]] = list(self.messages)
         system_message = self.system_message
         for index, message in enumerate(plain_messages(messages)):

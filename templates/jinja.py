@@ -59,6 +59,7 @@ class JinjaTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> Prompt:
         """The prompt, with every special token in its text. Raises ConversationError.
@@ -66,7 +67,8 @@ class JinjaTemplate:
         The arguments of earlier tool calls are objects, as Hugging Face documents them; a template that wants the JSON
         text of them gets that.
         """
-        variables: dict[str, Any] = {
+        known: dict[str, Any] = {
+            **(variables or {}),
             **self.special_tokens,
             "messages": [_message_variables(message) for message in plain_messages(messages)],
             "tools": plain_tools(tools) if tools else None,
@@ -75,11 +77,11 @@ class JinjaTemplate:
         }
         template = self._template_for(bool(tools))
         try:
-            return Prompt(self._render(template, variables))
+            return Prompt(self._render(template, known))
         except ConversationError:
-            if not _arguments_to_text(variables["messages"]):
+            if not _arguments_to_text(known["messages"]):
                 raise
-            return Prompt(self._render(template, variables))
+            return Prompt(self._render(template, known))
 
     def _template_for(self, with_tools: bool) -> "jinja2.Template":
         key = "tool_use" if with_tools and "tool_use" in self._compiled else "default"

@@ -41,9 +41,14 @@ class Template(Protocol):
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> Prompt:
-        """The prompt for these messages. Raises ConversationError where the template cannot express them."""
+        """The prompt for these messages. Raises ConversationError where the template cannot express them.
+
+        `variables` are what templates of some models look at besides, such as `enable_thinking`; a template that does
+        not know one of them is none the wiser.
+        """
         ...
 
 

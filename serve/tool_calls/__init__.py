@@ -9,7 +9,7 @@ for text in answer: parser.put(text)                  pieces: reasoning, content
 
 from .answer_parser import AnswerParser, new_call_id
 from .formats import FORMATS, Mark, ToolFormat, find_format
-from .grammar import calls_grammar
+from .grammar import calls_grammar, reasoning_rules
 from .parser import ToolCallParser
 from .pieces import CallArguments, CallEnd, CallStart, ContentPiece, Piece, ReasoningPiece
 from .prompt import ToolPrompt
@@ -35,4 +35,5 @@ __all__ = [
     "find_reasoning_marks",
     "new_call_id",
     "prompt_opens_reasoning",
+    "reasoning_rules",
 ]

@@ -34,17 +34,13 @@ def calls_grammar(
     *,
     parallel: bool = True,
     tokens: Mapping[str, int] | None = None,
-    reasoning: ReasoningMarks | None = None,
-    reasoning_open: bool = False,
 ) -> str | None:
     """The grammar of an answer; None where the answer is free.
 
     With `tool_choice` "required" the answer is calls of any of the tools, with a named tool one call of it. With "auto"
     (or None) it is free unless a tool is `strict`: then it may be text, and what begins as a call becomes a valid one.
 
-    `tokens` are the ids of those of the format's `tokens`, and of the marks of `reasoning`, that are special tokens in
-    the model's vocabulary. A model that reasons may do so first; `reasoning_open` says that the prompt has opened the
-    section already.
+    `tokens` are the ids of those of the format's `tokens` that are special tokens in the model's vocabulary.
 
     Raises RequestError for the schema of a strict tool that `json_term` refuses; the arguments of other tools may then
     be any object.
@@ -58,7 +54,21 @@ def calls_grammar(
         parallel = False
     grammar = _Grammar(form, functions, tokens or {})
     answer = grammar.free_answer(parallel) if free else grammar.forced_answer(parallel)
-    return grammar.text(answer, reasoning, reasoning_open)
+    return grammar.text(answer)
+
+
+def reasoning_rules(marks: ReasoningMarks, *, tokens: Mapping[str, int], is_open: bool) -> str:
+    """Rules of a grammar, of which `reasoning` is what a model may think before it answers.
+
+    `is_open` says that the prompt has opened the section, so that the model has to close it. `tokens` are the ids of
+    those marks that are special tokens in the model's vocabulary.
+    """
+    if marks.close in tokens:
+        thoughts = f"thoughts: SOME? {_literal(marks.close, tokens)}"
+    else:
+        thoughts = f"thoughts[lazy]: ANY {_literal(marks.close, {})}"
+    section = "thoughts SPACE" if is_open else f"({_literal(marks.open, tokens)} thoughts SPACE)?"
+    return "\n".join([f"reasoning: {section}", thoughts, r"SPACE: /\s{0,4}/", _ANY, _SOME, ""])
 
 
 class _Function:
@@ -114,10 +124,8 @@ class _Grammar:
         self._tokens = tokens
         self._rules: dict[str, str] = {}
 
-    def text(self, answer: str, reasoning: ReasoningMarks | None, reasoning_open: bool) -> str:
-        """All rules, `answer` being the expression for what follows the reasoning."""
-        if reasoning is not None:
-            answer = f"({self._reasoning(reasoning, reasoning_open)}){'' if reasoning_open else '?'} ({answer})"
+    def text(self, answer: str) -> str:
+        """All rules, with the expression for the answer."""
         rules = [f"start: {answer}", *(f"{name}: {body}" for name, body in self._rules.items())]
         return "\n".join(["%llguidance {}", *rules, _ANY, _SOME, ""])
 
@@ -151,15 +159,6 @@ class _Grammar:
         else:
             body = self._any_call(form.call[len(mark) :])
         return f"(head {body}){'*' if parallel else '?'} TAIL?"
-
-    def _reasoning(self, marks: ReasoningMarks, is_open: bool) -> str:
-        opening = "" if is_open else f"{self._literal(marks.open)} "
-        if marks.close in self._tokens:
-            self._rules["thoughts"] = f"SOME? {self._literal(marks.close)}"
-        else:
-            self._rules["thoughts[lazy]"] = f"ANY {json.dumps(marks.close, ensure_ascii=False)}"
-        self._rules["SPACE"] = r"/\s{0,4}/"
-        return f"{opening}thoughts SPACE"
 
     def _any_call(self, call: str) -> str:
         """One call of any function, with the texts of `call` around name and arguments."""
@@ -196,20 +195,24 @@ class _Grammar:
         return first
 
     def _literal(self, text: str) -> str:
-        """A text as terminals, where parts of it may be tokens of their own."""
-        if not text:
-            return '""'
-        marks = [mark for mark in self._tokens if mark in text]
-        pattern = "|".join([r"%space%", *map(re.escape, sorted(marks, key=len, reverse=True))])
-        atoms = []
-        for part in re.split(f"({pattern})", text):
-            if part in self._tokens:
-                atoms.append(f"<[{self._tokens[part]}]>")
-            elif part == "%space%":
-                atoms.append('" "?')
-            elif part:
-                atoms.append(json.dumps(part, ensure_ascii=False))
-        return " ".join(atoms)
+        return _literal(text, self._tokens)
+
+
+def _literal(text: str, tokens: Mapping[str, int]) -> str:
+    """A text as terminals, where parts of it may be tokens of their own."""
+    if not text:
+        return '""'
+    marks = [mark for mark in tokens if mark in text]
+    pattern = "|".join([r"%space%", *map(re.escape, sorted(marks, key=len, reverse=True))])
+    atoms = []
+    for part in re.split(f"({pattern})", text):
+        if part in tokens:
+            atoms.append(f"<[{tokens[part]}]>")
+        elif part == "%space%":
+            atoms.append('" "?')
+        elif part:
+            atoms.append(json.dumps(part, ensure_ascii=False))
+    return " ".join(atoms)
 
 
 def _in_regex(pattern: str) -> str:

@@ -39,15 +39,22 @@ class ToolPrompt:
         self._template = template
         self._form = form
 
-    def render(self, messages: _Messages, *, tools: Sequence[Mapping[str, Any]] | None = None) -> Prompt:
+    def render(
+        self,
+        messages: _Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Prompt:
         """The prompt of messages that `validate_messages` returned; raises ConversationError.
 
-        `tools` are those that the model may call: none where the request's `tool_choice` is "none".
+        `tools` are those that the model may call: none where the request's `tool_choice` is "none". `variables` are
+        the template's own.
         """
         messages = self._with_calls(messages)
         if tools and not self._shows_tools:
             messages, tools = self._with_instructions(messages, tools), None
-        return self._template.render(messages, tools=tools)
+        return self._template.render(messages, tools=tools, variables=variables)
 
     @cached_property
     def _shows_tools(self) -> bool:

@@ -1,5 +1,6 @@
 """An engine whose model is scripted, and one with the tiny compiled model."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ def scripted(folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 
     def make(answer: str | None = None, **options: Any) -> MLCEngine:
         config: ChatConfig = tiny_model.write_folder(folder, **options.pop("config", {}))
+        if (template := options.pop("chat_template", None)) is not None:
+            path = folder / "tokenizer_config.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
         script = None if answer is None else Says([*tokenizer.encode(answer), tiny_model.IM_END])
         model = FakeModel(script, **{"context_window": 256, "pages": 256, **options})
 

@@ -1,15 +1,22 @@
 """Requests are read strictly: what is wrong, unknown or not supported is refused by the name of its field."""
 
+import inspect
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from openai.resources.chat.completions import Completions as OpenAIChat
+from openai.resources.completions import Completions as OpenAICompletions
 from openai.types.chat import ChatCompletionMessage
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
 
 from mlc_llm.runtime.artifact import ChatConfig
 from mlc_llm.runtime.errors import RequestError
 from mlc_llm.runtime.sampling_params import SamplingParams
+from mlc_llm.serve.chat import CreateOptions
+from mlc_llm.serve.completions import CompletionOptions
 from mlc_llm.serve.protocol import (
     ChatCompletionRequest,
     Delta,
@@ -19,6 +26,7 @@ from mlc_llm.serve.protocol import (
     ToolCall,
     ToolCallDelta,
 )
+from mlc_llm.serve.text_protocol import CompletionRequest
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 CONFIG = ChatConfig(
@@ -117,7 +125,10 @@ def test_a_value_of_the_wrong_type_names_its_field(field: str, value: object) ->
     ("fields", "message"),
     [
         ({"temprature": 1}, "'temprature' is not a field of a chat completion: did you mean 'temperature'?"),
-        ({"zzz": 1}, "'zzz' is not a field of a chat completion: the fields are debug_config, frequency_penalty"),
+        (
+            {"zzz": 1},
+            "'zzz' is not a field of a chat completion: the fields are audio, chat_template_kwargs, debug_config",
+        ),
         ({"stream": True, "stream_options": {"include_usge": True}}, "did you mean 'include_usage'?"),
         ({"debug_config": {"pinned_system_prompt": True}}, "'debug_config.pinned_system_prompt' is not a field"),
     ],
@@ -166,6 +177,61 @@ def test_what_an_answer_does_not_have_is_absent() -> None:
 
 def test_what_only_openai_s_service_uses_is_accepted() -> None:
     fields = {"user": "a", "safety_identifier": "b", "metadata": {"c": "d"}, "store": True, "service_tier": "auto",
-              "prompt_cache_key": "e"}  # fmt: skip
+              "prompt_cache_key": "e", "prompt_cache_retention": "24h", "prompt_cache_options": {"mode": "implicit"},
+              "prediction": {"type": "content", "content": "f"}, "modalities": ["text"],
+              "verbosity": "medium"}  # fmt: skip
     ChatCompletionRequest.parse({"messages": [], **fields})
     assert refusal(metadata={"c": 1}).param == "metadata"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("modalities", ["text", "audio"]),
+        ("verbosity", "low"),
+        ("audio", {"voice": "alloy", "format": "wav"}),
+        ("functions", [{"name": "f"}]),
+        ("function_call", "auto"),
+        ("moderation", {"model": "m"}),
+        ("web_search_options", {}),
+        ("service_tier", "flex"),
+    ],
+)
+def test_what_is_not_there_is_refused(field: str, value: object) -> None:
+    error = refusal(**{field: value})
+    assert (error.param, error.code) == (field, "unsupported_value")
+
+
+def test_a_stream_is_not_padded() -> None:
+    parse(stream=True, stream_options={"include_obfuscation": False})
+    assert refusal(stream=True, stream_options={"include_obfuscation": True}).code == "unsupported_value"
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "requests.md").read_text()
+OF_THE_CLIENT = {"extra_headers", "extra_query", "timeout"}
+
+
+def parameters(create: Any) -> set[str]:
+    return set(inspect.signature(create).parameters) - {"self"}
+
+
+def named(part: str) -> set[str]:
+    """The fields in the first columns of the tables of a part of the page."""
+    rows = re.findall(r"^\| (`.*?) \|", part, re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+
+
+def test_every_parameter_of_openai_s_client_is_known_and_documented() -> None:
+    chat, text = PAGE.split("## Text completions")
+    for create, request, options, part in (
+        (OpenAIChat.create, ChatCompletionRequest, CreateOptions, chat),
+        (OpenAICompletions.create, CompletionRequest, CompletionOptions, text),
+    ):
+        theirs = parameters(create) - OF_THE_CLIENT
+        assert theirs - {"extra_body"} <= set(request.model_fields)
+        assert theirs <= {*options.__annotations__, "messages", "prompt", "stream"}
+        assert parameters(create) <= named(part)
+
+
+def test_every_field_is_documented() -> None:
+    assert set(ChatCompletionRequest.model_fields) | OF_THE_CLIENT | {"extra_body"} == named(PAGE.split("## Text")[0])

@@ -11,7 +11,7 @@ from tool_cases import parsed, tool
 from mlc_llm.runtime.errors import RequestError
 from mlc_llm.runtime.grammar import Grammar, GrammarCompiler
 from mlc_llm.runtime.token_mask import new_mask
-from mlc_llm.serve.tool_calls import FORMATS, ReasoningMarks, calls_grammar
+from mlc_llm.serve.tool_calls import FORMATS, ReasoningMarks, calls_grammar, reasoning_rules
 
 SCHEMA = {
     "type": "object",
@@ -154,15 +154,9 @@ def test_whatever_the_grammar_allows_parses_into_valid_calls(name: str, special:
 def test_a_model_may_think_first(choice: str, special: bool, is_open: bool) -> None:
     marks, form = ReasoningMarks("<think>", "</think>"), FORMATS["hermes"]
     vocabulary = _Bytes((*form.tokens, marks.open, marks.close) if special else ())
-    grammar = calls_grammar(
-        form,
-        TOOLS,
-        choice,
-        vocabulary.compiler.json_term,
-        tokens=vocabulary.ids,
-        reasoning=marks,
-        reasoning_open=is_open,
-    )
+    rules = reasoning_rules(marks, tokens=vocabulary.ids, is_open=is_open)
+    vocabulary.compiler = vocabulary.compiler.inside(f"start: reasoning answer\n{rules}")
+    grammar = calls_grammar(form, TOOLS, choice, vocabulary.compiler.json_term, tokens=vocabulary.ids)
     thoughts = ("" if is_open else "<think>") + "\nWhich one? <a>\n</think>\n\n"
     assert vocabulary.accepts(grammar, thoughts + form.write(CALLS))
     assert not vocabulary.accepts(grammar, thoughts + form.write(WRONG))
