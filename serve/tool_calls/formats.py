@@ -2,7 +2,7 @@
 
 Sources are the chat templates and model cards that the families publish: Hermes 2 Pro, Qwen2.5 and Qwen3; Llama 3.1,
 3.2 and 4; Mistral 7B v0.3 to Small 3.2; DeepSeek V3, V3.1 and R1; Google's guide to function calling with Gemma 3;
-Phi-4-mini; Gorilla OpenFunctions.
+Phi-4-mini; Gorilla OpenFunctions; Qwen3-Coder; GLM-4.5 and 4.6.
 """
 
 import json
@@ -35,12 +35,14 @@ class ToolFormat:
     """How a family writes calls, and where its answers are searched for them.
 
     An answer of calls is `begin`, then `call` for each with `separator` between, then `end`. In `call`, `%name%` stands
-    for the name, `%arguments%` for them as JSON and `%keywords%` as Python's keyword arguments; `%space%` is a space
-    that some models leave out. `tokens` are the parts of these texts that may be special tokens of a vocabulary.
+    for the name, `%arguments%` for them as JSON, `%keywords%` as Python's keyword arguments and `%parameters%` as a
+    `parameter` for each, with its `%key%` and `%value%`: a text as it is, JSON for all else. `%space%` is a space that
+    some models leave out. `tokens` are the parts of these texts that may be special tokens of a vocabulary.
     """
 
     name: str
     call: str
+    parameter: str = ""
     marks: tuple[Mark, ...] = ()
     begin: str = ""
     separator: str = ""
@@ -53,18 +55,28 @@ class ToolFormat:
 
     def write(self, calls: Sequence[Call]) -> str:
         """The calls as a model of the family writes them."""
-        texts = (_fill(self.call, name, arguments) for name, arguments in calls)
+        texts = (self._call(name, arguments) for name, arguments in calls)
         return self.begin.replace("%space%", " ") + self.separator.join(texts) + self.end
 
+    def _call(self, name: str, arguments: dict[str, Any]) -> str:
+        values = {"%name%": name}
+        if "%keywords%" in self.call:
+            values["%keywords%"] = _keywords(arguments)
+        elif self.parameter:
+            pairs = ({"%key%": key, "%value%": _unquoted(value)} for key, value in arguments.items())
+            values["%parameters%"] = "".join(_fill(self.parameter, pair) for pair in pairs)
+        else:
+            values["%arguments%"] = json.dumps(arguments, ensure_ascii=False)
+        return _fill(self.call, values)
 
-def _fill(call: str, name: str, arguments: dict[str, Any]) -> str:
-    # One pass over the template: what a value spells is never taken for a placeholder.
-    values = {"%name%": name}
-    if "%keywords%" in call:
-        values["%keywords%"] = _keywords(arguments)
-    else:
-        values["%arguments%"] = json.dumps(arguments, ensure_ascii=False)
-    return "".join(values.get(part, part) for part in re.split(r"(%\w+%)", call))
+
+def _fill(template: str, values: dict[str, str]) -> str:
+    """The template with values, in one pass: what a value spells is never taken for a placeholder."""
+    return "".join(values.get(part, part) for part in re.split(r"(%\w+%)", template))
+
+
+def _unquoted(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _keywords(arguments: dict[str, Any]) -> str:
@@ -204,6 +216,22 @@ _FORMATS = (
         bare=True,
         python=True,
     ),
+    ToolFormat(
+        "qwen3_coder",
+        call="<tool_call>\n<function=%name%>\n%parameters%</function>\n</tool_call>",
+        parameter="<parameter=%key%>\n%value%\n</parameter>\n",
+        separator="\n",
+        marks=(HERMES.marks[0], Mark("<function=", "</tool_call>")),  # which models begin with now and then
+        tokens=HERMES.tokens,
+    ),
+    ToolFormat(
+        "glm4_5",
+        call="<tool_call>%name%\n%parameters%</tool_call>",
+        parameter="<arg_key>%key%</arg_key>\n<arg_value>%value%</arg_value>\n",
+        separator="\n",
+        marks=HERMES.marks,
+        tokens=(*HERMES.tokens, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    ),
 )
 FORMATS = {row.name: row for row in _FORMATS}
 
@@ -215,6 +243,8 @@ _IN_TEMPLATE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mistral", ("[TOOL_CALLS]",)),
     ("functools", ("functools[",)),
     ("phi4", ("<|tool_call|>",)),
+    ("qwen3_coder", ("<function=", "<parameter=")),
+    ("glm4_5", ("<tool_call>", "<arg_key>")),
     ("hermes", ("<tool_call>",)),
     ("pythonic", ("func_name1(",)),
     ("llama3_json", ("<|python_tag|>",)),

@@ -7,15 +7,18 @@ again by `ToolCallParser` into calls of the given tools, with arguments that the
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ...runtime.errors import RequestError
 from .formats import ToolFormat, is_keyword
+from .parameter_values import UnsupportedTextError, text_term, value_kind
 from .reasoning import ReasoningMarks
 
+_TAG_KEY = re.compile(r"[^<>\s]([^<>\n]{0,200}[^<>\s])?")
 _ANY = "ANY: /(?s:.*)/"
 _SOME = "SOME: /(?s:.+)/"
-# Keywords of a schema that keyword arguments can express.
+# Keywords of a schema that separate parameters can express.
 _KEYWORD_SCHEMA = {"type", "properties", "required", "additionalProperties", "description", "title", "$defs", "$schema"}
 
 # Keywords beside `properties` that bring further ones.
@@ -98,12 +101,47 @@ class _Function:
             return None
         if not isinstance(required, list) or set(required) - set(properties):
             return None
-        shared = {"$defs": self._schema["$defs"]} if "$defs" in self._schema else {}
-        found = {}
-        for name, inner in properties.items():
-            schema = {**inner, **shared} if isinstance(inner, dict) else inner
-            found[name] = (self._term(schema, {}, f".properties.{name}"), name in required)
-        return found
+        return {
+            name: (self._term(self._with_definitions(schema), {}, f".properties.{name}"), name in required)
+            for name, schema in properties.items()
+        }
+
+    def _with_definitions(self, schema: Any) -> Any:
+        """The schema of one parameter with what it may refer to."""
+        if not isinstance(schema, dict) or "$defs" not in self._schema:
+            return schema
+        return {**schema, "$defs": self._schema["$defs"]}
+
+    def parameters(self) -> list["_Parameter"] | None:
+        """The parameters between tags; None where they may be any. Raises RequestError for a strict function then."""
+        properties, required = self._schema.get("properties"), self._schema.get("required", [])
+        if (
+            set(self._schema) <= _KEYWORD_SCHEMA
+            and isinstance(properties, dict)
+            and all(map(_TAG_KEY.fullmatch, properties))
+            and isinstance(required, list)
+            and set(required) <= set(properties)
+        ):
+            return [self._parameter(name, schema, name in required) for name, schema in properties.items()]
+        if self.strict:
+            param = f"tools[{self.index}].function.parameters"
+            message = f"{param} cannot be enforced: this model writes parameters one by one, describe their properties"
+            raise RequestError(message, param=param, code="unsupported_value")
+        return None
+
+    def _parameter(self, name: str, schema: Any, required: bool) -> "_Parameter":
+        place = f".properties.{name}"
+        json_term = self._term(self._with_definitions(schema), {}, place)
+        if value_kind(schema, self._schema) == "json":
+            return _Parameter(name, required, json_term, None)
+        try:
+            return _Parameter(name, required, json_term, text_term(schema, self._schema))
+        except UnsupportedTextError as error:
+            if not self.strict:
+                return _Parameter(name, required, json_term, "ANY")
+            param = f"tools[{self.index}].function.parameters{place}.{error}"
+            message = f"{param} cannot be enforced: this model writes texts without quotes"
+            raise RequestError(message, param=param, code="unsupported_value") from None
 
     def _term(self, schema: Any, otherwise: Any, place: str) -> str:
         param = f"tools[{self.index}].function.parameters{place}"
@@ -113,6 +151,16 @@ class _Function:
             if self.strict:
                 raise
             return self._json_term(otherwise, False, param)
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    """A parameter between tags: its value as JSON, or without quotes where `text` is the body of a terminal."""
+
+    name: str
+    required: bool
+    json: str
+    text: str | None
 
 
 class _Grammar:
@@ -138,27 +186,30 @@ class _Grammar:
     def free_answer(self, parallel: bool) -> str:
         """Text and calls; the calls begin where the text comes to their mark."""
         form = self._form
+        whole = form.begin + form.call
+        mark = next((mark.open for mark in form.marks if whole.startswith(mark.open)), "")
+        # Other marks that also stand in other text, as fences, are let through.
+        others = (other.open for other in form.marks if not other.known_only and other.open != mark)
+        marks = "|".join(re.escape(text) for text in (mark, *others) if text)
+        no_mark = f"~/(?s:.*)({_in_regex(marks)})(?s:.*)/"
         if form.bare:
             names = "|".join(re.escape(function.name) for function in self._functions)
             call = rf"\s*([{{\[](?s:.*)|({names})\((?s:.*))"
-            self._rules["PROSE"] = f"ANY & ~/{_in_regex(call)}/"
+            self._rules["PROSE"] = f"ANY & ~/{_in_regex(call)}/ & {no_mark}"
             return f"PROSE | {self.forced_answer(parallel)}"
-        whole = form.begin + form.call
-        mark = next(mark.open for mark in form.marks if whole.startswith(mark.open))
         if mark in self._tokens:
-            self._rules["head"] = f"SOME? {self._literal(mark)}"
-            tail = f"SOME & ~/(?s:.*){_in_regex(re.escape(mark))}(?s:.*)/"
+            self._rules["PROSE"] = f"SOME & {no_mark}"
+            self._rules["head"] = f"PROSE? {self._literal(mark)}"
         else:
-            self._rules["head[lazy]"] = f"ANY {json.dumps(mark, ensure_ascii=False)}"
-            tail = f"ANY & ~/(?s:.*){_in_regex(re.escape(mark))}(?s:.*)/"
-        self._rules["TAIL"] = tail
+            self._rules["PROSE"] = f"ANY & {no_mark}"
+            self._rules["head[lazy]"] = f"PROSE {json.dumps(mark, ensure_ascii=False)}"
         if form.begin:
             call = self._any_call(form.call)
             more = f" ({self._literal(form.separator)} {call})*" if parallel else ""
             body = f"{self._literal(form.begin[len(mark) :])} {call}{more} {self._literal(form.end)}"
         else:
             body = self._any_call(form.call[len(mark) :])
-        return f"(head {body}){'*' if parallel else '?'} TAIL?"
+        return f"(head {body}){'*' if parallel else '?'} PROSE?"
 
     def _any_call(self, call: str) -> str:
         """One call of any function, with the texts of `call` around name and arguments."""
@@ -173,6 +224,8 @@ class _Grammar:
                 atoms.append(function.arguments())
             elif part == "%keywords%":
                 atoms.append(self._keywords(function))
+            elif part == "%parameters%":
+                atoms.append(self._parameters(function))
             else:
                 atoms.append(self._literal(part.replace("%name%", function.name)))
         self._rules[f"call_{function.index}"] = " ".join(atoms)
@@ -193,6 +246,38 @@ class _Grammar:
             first, following = f"first_{function.index}_{place}", f"next_{function.index}_{place}"
             self._rules.update({first: this_first, following: this_next})
         return first
+
+    def _parameters(self, function: _Function) -> str:
+        """Parameters between tags, in the order of the schema."""
+        before_key, after_key, after_value = re.split("%key%|%value%", self._form.parameter)
+        parameters, atoms = function.parameters(), []
+        if parameters is None:
+            self._rules["KEY"] = r"/[^<>\s]{1,64}/"
+            value = self._text_value("any", "ANY", after_value)
+            self._rules["any_parameter"] = f"{self._literal(before_key)} KEY {self._literal(after_key)} {value}"
+            return "any_parameter*"
+        for place, parameter in enumerate(parameters):
+            rule = f"{function.index}_{place}"
+            if parameter.text is None:
+                value = f"{parameter.json} {self._literal(after_value)}"
+            else:
+                value = self._text_value(rule, parameter.text, after_value)
+            self._rules[f"parameter_{rule}"] = f"{self._literal(before_key + parameter.name + after_key)} {value}"
+            atoms.append(f"parameter_{rule}{'' if parameter.required else '?'}")
+        return " ".join(atoms) or '""'
+
+    def _text_value(self, rule: str, text: str, after: str) -> str:
+        """A text and what is behind it; the text ends where its closing tag begins."""
+        tag = after.strip()
+        before_tag, behind_tag = after.split(tag)
+        closes = f"~/(?s:.*){_in_regex(re.escape(tag))}(?s:.*)/"
+        if tag in self._tokens:
+            self._rules[f"VALUE_{rule.upper()}"] = text
+            self._rules[f"value_{rule}"] = f"VALUE_{rule.upper()} {self._literal(tag)}"
+        else:
+            self._rules[f"VALUE_{rule.upper()}"] = f"({text}) & {closes}"
+            self._rules[f"value_{rule}[lazy]"] = f"VALUE_{rule.upper()} {_literal(before_tag + tag, {})}"
+        return f"value_{rule} {self._literal(behind_tag)}"
 
     def _literal(self, text: str) -> str:
         return _literal(text, self._tokens)

@@ -6,9 +6,11 @@ from typing import Any
 
 from .formats import Mark, ToolFormat
 from .json_call import JsonCallReader
+from .parameter_values import value_kinds
 from .pieces import CallArguments, CallEnd, CallStart, ContentPiece, Piece
 from .python_reader import PythonReader
 from .text_steps import MAX_SPACE, EndOfTextError, Steps, TextSteps, overlap
+from .xml_call import XmlCallReader, XmlTags
 
 MAX_HELD = 64 << 10  # characters of what may become a call; what stays open for longer than that is content
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -30,6 +32,8 @@ class ToolCallParser(TextSteps):
         super().__init__()
         self._form = form
         self._parameters = {tool["function"]["name"]: _parameter_names(tool["function"]) for tool in tools}
+        self._kinds = {tool["function"]["name"]: value_kinds(tool["function"].get("parameters")) for tool in tools}
+        self._tags = XmlTags.of(form) if form.parameter else None
         self._pieces: list[Piece] = []
         self._calls = 0  # that have begun
         self._in_call = False
@@ -139,6 +143,11 @@ class ToolCallParser(TextSteps):
             yield from self._json_calls(mark)
         elif first == "[" and (yield from self._peek_inside()) == "{":
             yield from self._json_list(mark)
+        elif self._tags is not None:
+            reader = XmlCallReader(self._tags, self._kinds)
+            if mark.open == self._tags.before_name:
+                reader.put(mark.open)
+            yield from self._call(reader, mark)
         elif mark.python:
             yield from self._python_calls(mark)
         elif mark.body == "mistral":
@@ -176,7 +185,9 @@ class ToolCallParser(TextSteps):
 
     def _json_call(self, mark: Mark, name: str | None = None) -> Steps[bool]:
         """One object, or the arguments alone of the call of `name`. Returns whether it was a call."""
-        reader = JsonCallReader(name)
+        return (yield from self._call(JsonCallReader(name), mark))
+
+    def _call(self, reader: JsonCallReader | XmlCallReader, mark: Mark) -> Steps[bool]:
         closed = False
         while True:
             kind, text = reader.next()
@@ -269,13 +280,13 @@ class ToolCallParser(TextSteps):
             if not another:
                 return
 
-    def _feed(self, reader: JsonCallReader | PythonReader, hold: bool) -> Steps[bool]:
+    def _feed(self, reader: JsonCallReader | XmlCallReader | PythonReader, hold: bool) -> Steps[bool]:
         """Give a reader more text; False where too much of it would be held."""
         if hold and len(self._held) >= MAX_HELD:
             return False
         while not self._text:
-            if self._final and self._in_call:
-                self._held = reader.rest
+            if self._final and self._in_call:  # between tags, what is there yet of a value or tag is no JSON
+                self._held = reader.rest if isinstance(reader, JsonCallReader) else ""
             yield from self._more()
         text = self._text[: MAX_HELD - len(self._held)] if hold else self._text
         reader.put(text)

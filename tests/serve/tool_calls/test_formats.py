@@ -15,6 +15,8 @@ TEMPLATES = {
     "deepseek_v3_1": """'<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>'+ tool['function']['name'] + '<｜tool▁sep｜>'""",
     "gemma": """{{ '<start_of_turn>' + role + '\\n' }}""",
     "phi4": """{{- '<|tool_call|>' + (tool_call['function'] | tojson) + '<|/tool_call|>' -}}""",
+    "qwen3_coder": """{{- '<tool_call>\\n<function=' + name + '>\\n' }}{{- '<parameter=' + key + '>\\n' }}""",
+    "glm4_5": """<tool_call>{{ name }}\n<arg_key>{{ k }}</arg_key>\n<arg_value>{{ v }}</arg_value>\n</tool_call>""",
     "functools": """formatted as functools[{"name": [function name], "arguments": ...}, ...]""",
 }
 

@@ -129,6 +129,10 @@ def test_with_strict_tools_text_is_free_and_calls_are_valid(name: str, special: 
     for text in ("", "Just text, with {braces}.", before + form.write(CALLS)):
         assert vocabulary.accepts(grammar, text)
     assert not vocabulary.accepts(grammar, before + form.write(WRONG))
+    own = form.write(CALLS)
+    for mark in form.marks:
+        lets_through = mark.known_only and not own.startswith(mark.open)
+        assert vocabulary.accepts(grammar, f"Text {mark.open} more") == lets_through
     one = calls_grammar(form, TOOLS, None, vocabulary.compiler.json_term, parallel=False, tokens=vocabulary.ids)
     assert vocabulary.accepts(one, before + form.write(CALLS[:1]))
     assert not vocabulary.accepts(one, before + form.write(CALLS))
@@ -210,3 +214,62 @@ def test_properties_may_stand_in_parts_of_a_schema() -> None:
     grammar = calls_grammar(FORMATS["hermes"], [tool("f", schema)], "required", vocabulary.compiler.json_term)
     assert vocabulary.accepts(grammar, FORMATS["hermes"].write([("f", {"a": True, "b": True})]))
     assert not vocabulary.accepts(grammar, FORMATS["hermes"].write([("f", {"a": True})]))
+
+
+TAGGED = pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.parameter])
+
+
+@TAGGED
+@pytest.mark.parametrize(
+    ("schema", "fit", "unfit"),
+    [
+        ({"type": "string", "minLength": 2, "maxLength": 3}, ["ab", "\n\n"], ["a", "abcd"]),
+        ({"type": "string", "pattern": "^[a-z]+$"}, ["abc"], ["a1", ""]),
+        ({"type": "string", "pattern": r"^(a|b)\d"}, ["a1", "b2 and more"], ["c1", " a1"]),
+        ({"type": "string", "pattern": "x|y"}, ["axe", "y"], ["z"]),
+        ({"enum": ["<a>", "b/c"]}, ["<a>", "b/c"], ["b"]),
+        ({"type": ["string", "null"], "enum": ["a", None]}, ["a", None], ["b"]),
+        ({"anyOf": [{"type": "string", "maxLength": 1}, {"type": "null"}]}, ["a", None], ["ab"]),
+        ({"anyOf": [{"type": "integer"}, {"type": "boolean"}]}, [1, True], ["a"]),
+        ({"$ref": "#/$defs/short"}, ["a"], ["abc"]),
+    ],
+)
+def test_values_between_tags_are_held_to_their_schema(name: str, schema: Any, fit: list[Any], unfit: list[Any]) -> None:
+    form, vocabulary = FORMATS[name], VOCABULARIES[name, False]
+    parameters = {
+        "type": "object", "properties": {"x": schema}, "required": ["x"], "additionalProperties": False,
+        "$defs": {"short": {"type": "string", "maxLength": 2}},
+    }  # fmt: skip
+    tools = [tool("f", parameters, strict=True)]
+    grammar = calls_grammar(form, tools, "required", COMPILER.json_term)
+    for value in fit:
+        text = form.write([("f", {"x": value})])
+        assert vocabulary.accepts(grammar, text)
+        jsonschema.validate(json.loads(parsed(name, [text], tools)[0][2]), parameters)
+    for value in unfit:
+        assert not vocabulary.accepts(grammar, form.write([("f", {"x": value})]))
+
+
+@TAGGED
+@pytest.mark.parametrize(
+    ("parameters", "place"),
+    [
+        ({"type": "object", "properties": {"x": {"type": "string", "format": "date"}}}, ".properties.x.format"),
+        ({"type": "object", "properties": {"x": {"type": "string", "pattern": "^a|b"}}}, ".properties.x.pattern"),
+        ({"type": "object", "properties": {"<x>": {"type": "string"}}}, ""),
+        ({"anyOf": [{"type": "object", "properties": {"x": {"type": "string"}}}]}, ""),
+    ],
+)
+def test_what_tags_cannot_say_is_refused_where_it_is_strict(name: str, parameters: Any, place: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        calls_grammar(FORMATS[name], [tool("f", parameters, strict=True)], "required", COMPILER.json_term)
+    assert caught.value.param == f"tools[0].function.parameters{place}"
+    assert calls_grammar(FORMATS[name], [tool("f", parameters)], "required", COMPILER.json_term) is not None
+
+
+@TAGGED
+def test_a_tool_without_properties_takes_any(name: str) -> None:
+    form, vocabulary = FORMATS[name], VOCABULARIES[name, False]
+    grammar = calls_grammar(form, [tool("f", {"type": "object"})], "required", COMPILER.json_term)
+    for arguments in ({}, {"a": "b\nc"}, {"a": "b", "d": [1]}):
+        assert vocabulary.accepts(grammar, form.write([("f", arguments)]))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tool_cases import TOOLS, called, cut, parsed, splits
+from tool_cases import TOOLS, called, cut, parsed, splits, tool
 
 from mlc_llm.serve.tool_calls import FORMATS, CallArguments, ToolCallParser
 from mlc_llm.serve.tool_calls.parser import MAX_HELD
@@ -18,6 +18,9 @@ JSON_TIME = '{"name": "get-time", "arguments": {}}'
 DEEPSEEK_PARIS = 'function<｜tool▁sep｜>weather\n```json\n{"city": "Paris"}\n```<｜tool▁call▁end｜>'
 DEEPSEEK_V3_1 = '<｜tool▁call▁begin｜>weather<｜tool▁sep｜>{"city": "Paris"}<｜tool▁call▁end｜>'
 BEGIN = "<｜tool▁calls▁begin｜>"
+QWEN_PARIS = "<function=weather>\n<parameter=city>\nParis\n</parameter>\n</function>"
+QWEN_TIME = "<tool_call>\n<function=get-time>\n</function>\n</tool_call>"
+GLM_PARIS = "<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>"
 DEEPSEEK_TIME = "function<｜tool▁sep｜>get-time\n```json\n{}\n```<｜tool▁call▁end｜>"
 
 
@@ -81,7 +84,16 @@ ANSWERS: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ("gorilla", 'weather(city="Paris")', [PARIS]),
     ("gorilla", '<<function>>weather(city="Paris")<<function>>get-time()', [PARIS, TIME]),
     ("gorilla", '["weather(city=\'Paris\')", "get-time()"]', [PARIS, TIME]),
-]
+    ("qwen3_coder", f"<tool_call>\n{QWEN_PARIS}\n</tool_call>", [PARIS]),
+    (
+        "qwen3_coder",
+        f"I look.\n<tool_call>\n{QWEN_PARIS}\n</tool_call>\n{QWEN_TIME}",
+        [content("I look."), PARIS, TIME],
+    ),
+    ("glm4_5", f"\n<tool_call>weather\n{GLM_PARIS}\n</tool_call>", [PARIS]),
+    ("glm4_5", f"Hm.\n<tool_call>weather{GLM_PARIS}</tool_call><tool_call>get-time\n</tool_call>",
+     [content("Hm."), PARIS, TIME]),
+]  # fmt: skip
 
 # What models do wrong, and what only looks like a call; None stands for the answer as content.
 ODD: list[tuple[str, str, list[tuple[str, ...]] | None]] = [
@@ -135,6 +147,30 @@ ODD: list[tuple[str, str, list[tuple[str, ...]] | None]] = [
     ("gemma", "```python\nx\n```", [content("```python\nx\n```")]),
     ("functools", "import functools\nfunctools.cache", [content("import functools\nfunctools.cache")]),
     ("gorilla", "weather is nice", [content("weather is nice")]),
+    ("qwen3_coder", f"{QWEN_PARIS}</tool_call> ok", [PARIS, content("ok")]),
+    ("qwen3_coder", f"<tool_call>{QWEN_PARIS}{QWEN_PARIS}</tool_call>", [PARIS, PARIS]),
+    ("qwen3_coder", f"<tool_call>{QWEN_PARIS.replace('</function>', '')}</tool_call>", [PARIS]),
+    ("qwen3_coder", f"<tool_call>{JSON_PARIS}</tool_call>", [PARIS]),
+    ("qwen3_coder", "<function=weather> is a tag", [content("<function=weather> is a tag")]),
+    ("qwen3_coder", "<tool_call><function=a b>", [content("<tool_call><function=a b>")]),
+    ("qwen3_coder", f"<tool_call><function={'a' * 65}></function>", None),
+    ("qwen3_coder", QWEN_PARIS[:36], [("call", "weather", '{"city": "')]),
+    ("qwen3_coder", QWEN_PARIS[:39], [("call", "weather", '{"city": "Par')]),
+    ("qwen3_coder", QWEN_PARIS[:-3], [("call", "weather", '{"city": "Paris"')]),
+    (
+        "qwen3_coder",
+        "<tool_call><function=weather><parameter=city>1</parameter> or so</function></tool_call>.",
+        [("call", "weather", '{"city": "1"or so</function>'), content(".")],
+    ),
+    ("glm4_5", "<tool_call> is a mark", [content("<tool_call> is a mark")]),
+    ("glm4_5", "<tool_call>weather is nice", [content("<tool_call>weather is nice")]),
+    ("glm4_5", f"<tool_call>{JSON_PARIS}</tool_call>", [PARIS]),
+    ("glm4_5", "<tool_call>weather<arg_key></arg_key>", [("call", "weather", "</arg_key>")]),
+    (
+        "glm4_5",
+        f"<tool_call>weather<arg_key>{'k' * 250}</arg_key><arg_value>v</arg_value></tool_call>",
+        [called("weather", **{"k" * 250: "v"})],
+    ),
 ]
 
 
@@ -189,6 +225,7 @@ _PARTS = [
     *sorted(_MARKS),
     *"{}[]()\"'\\,:;= \n", "name", "arguments", "weather", '{"name": "weather", "arguments": {', "weather(", "city=",
     "1", "-2.5e", "true", "None", "é", "[ARGS]", "<｜tool▁sep｜>", "function", "```",
+    "<parameter=", "</parameter>", "</function>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>",
 ]  # fmt: skip
 _GARBAGE = st.lists(st.sampled_from(_PARTS), max_size=25).map("".join)
 
@@ -224,7 +261,7 @@ _ARGUMENTS = st.dictionaries(st.sampled_from(["city", "days", "a b", "é", "none
     calls=st.lists(st.tuples(st.sampled_from(["weather", "get-time"]), _ARGUMENTS), min_size=1, max_size=3),
     places=st.lists(st.integers(0, 1000), max_size=6),
 )
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [name for name, form in FORMATS.items() if not form.parameter])
 def test_calls_come_back_as_they_were_written(
     form: str, calls: list[tuple[str, dict[str, Any]]], places: list[int]
 ) -> None:
@@ -238,3 +275,89 @@ def test_arguments_may_nest_deeply() -> None:
         arguments = {"children": arguments}
     answer = FORMATS["hermes"].write([("weather", arguments)])
     assert parsed("hermes", [answer]) == [called("weather", **arguments)]
+
+
+TEXT_OR_NULL = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+TYPED = {
+    "type": "object",
+    "properties": {
+        "text": {"type": "string"},
+        "words": {"$ref": "#/$defs/words"},
+        "maybe": {"type": ["string", "null"]},
+        "either": {"$ref": "#/$defs/either"},
+        "number": {"type": "number"},
+        "list": {"type": "array"},
+        "map": {"type": "object"},
+        "flag": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
+    },
+    "$defs": {"words": {"enum": ["1", "null"]}, "either": TEXT_OR_NULL},
+}
+_BETWEEN_TAGS = st.text().filter(lambda text: "</parameter>" not in text and "</arg_value>" not in text)
+_NOT_A_WORD = _BETWEEN_TAGS.filter(lambda text: text.strip() not in ("null", "None"))
+_TYPED = st.fixed_dictionaries(
+    {},
+    optional={
+        "text": _BETWEEN_TAGS | st.sampled_from(["null", "12", '"a"', "\n", "a\n\n", "</param", "[1"]),
+        "words": st.sampled_from(["1", "null"]),
+        "maybe": st.none() | _NOT_A_WORD,
+        "either": st.none() | _NOT_A_WORD,
+        "number": st.integers() | st.floats(allow_nan=False, allow_infinity=False),
+        "list": st.lists(_JSON | st.sampled_from(["</parameter>", "</arg_value>"]), max_size=3),
+        "map": st.dictionaries(st.text(), _JSON, max_size=3),
+        "flag": st.none() | st.booleans(),
+    },
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(arguments=_TYPED, places=st.lists(st.integers(0, 1000), max_size=6))
+@pytest.mark.parametrize("form", [name for name, form in FORMATS.items() if form.parameter])
+def test_values_between_tags_have_the_types_of_the_schema(
+    form: str, arguments: dict[str, Any], places: list[int]
+) -> None:
+    pieces = parsed(form, cut(FORMATS[form].write([("f", arguments)]), places), [tool("f", TYPED)])
+    assert [(name, json.loads(text)) for _, name, text in pieces] == [("f", arguments)]
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"type": "string"}, "12"),
+        ({"type": "integer"}, 12),
+        ({}, 12),
+        (None, 12),
+        ({"type": 5}, 12),
+        ({"$ref": "#/$defs/nowhere"}, 12),
+        ({"$ref": "#/properties/x"}, 12),
+        ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, 12),
+        ({"enum": ["12", "13"]}, "12"),
+        ({"const": "12"}, "12"),
+        ({"enum": [12]}, 12),
+    ],
+)
+def test_a_value_is_text_only_where_the_schema_says_so(schema: Any, value: Any) -> None:
+    tools = [tool("f", {"type": "object", "properties": {"x": schema}})]
+    answer = "<tool_call>f<arg_key>x</arg_key><arg_value>12</arg_value></tool_call>"
+    assert parsed("glm4_5", [answer], tools) == [called("f", x=value)]
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("True", True), ("None", None), ("a b", "a b"), ("[1", "[1"), ("'a'", "'a'")]
+)
+def test_what_is_no_json_is_put_right_or_text(written: str, value: Any) -> None:
+    answer = f"<tool_call>f<arg_key>x</arg_key><arg_value>{written}</arg_value></tool_call>"
+    assert parsed("glm4_5", [answer], [tool("f")]) == [called("f", x=value)]
+
+
+def test_texts_between_tags_stream() -> None:
+    parser = ToolCallParser(FORMATS["qwen3_coder"], TOOLS)
+    parser.put("<tool_call>\n<function=weather>\n<parameter=city>\n")
+    assert parser.put('P"a') == [CallArguments(0, 'P\\"a')]
+    assert parser.put("ris\n</para") == [CallArguments(0, "ris")]
+    assert parser.put("meter>\n") == [CallArguments(0, '"')]
+
+
+def test_a_value_that_never_ends_is_text() -> None:
+    text = "<tool_call>f<arg_key>x</arg_key><arg_value>[" + "1" * (MAX_HELD + 10)
+    for parts in ([text], cut(text, range(0, len(text), 1000))):
+        assert parsed("glm4_5", parts, [tool("f")]) == [("call", "f", '{"x": "[' + "1" * (MAX_HELD + 10))]
