@@ -279,13 +279,12 @@ async def _folded(chunks: AsyncGenerator[_Piece, None], folder: _Folds[_Piece, _
 async def _begun(chunks: AsyncGenerator[_Piece, None], request: ChoicesRequest) -> AsyncGenerator[_Piece, None]:
     """A stream whose first chunk is there: errors come before it."""
     first = await anext(chunks)
-    with_usage = request.stream_options is not None and request.stream_options.include_usage
 
     async def stream() -> AsyncGenerator[_Piece, None]:
         async with aclosing(chunks):
             yield first
             async for chunk in chunks:
-                if chunk.choices or with_usage:
+                if chunk.choices or request.wants_usage:
                     yield chunk
 
     return stream()

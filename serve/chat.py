@@ -131,9 +131,7 @@ class ChatCompletions:
         chunks = self._answer(request)
         if not request.stream:
             return fold(chunks)
-        if request.stream_options is not None and request.stream_options.include_usage:
-            return chunks
-        return (chunk for chunk in chunks if chunk.choices)
+        return (chunk for chunk in chunks if chunk.choices or request.wants_usage)
 
 
 class Chat:

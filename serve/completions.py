@@ -66,8 +66,7 @@ class Completions:
         request = CompletionRequest.parse(merged_arguments({"prompt": prompt, "stream": stream, **options}))
         chunks = self._answer(request)
         if request.stream:
-            with_usage = request.stream_options is not None and request.stream_options.include_usage
-            return (chunk for chunk in chunks if chunk.choices or with_usage)
+            return (chunk for chunk in chunks if chunk.choices or request.wants_usage)
         folder = TextFolder()
         for chunk in chunks:
             folder.add(chunk)

@@ -120,6 +120,11 @@ class ChoicesRequest(GenerationRequest):
     n: int | None = None
     stream_options: StreamOptions | None = None
 
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with a chunk that has no choices but the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
     def check(self) -> None:
         """Raise RequestError for fields that do not go together, or are not supported."""
         if self.n is not None and not 1 <= self.n <= MAX_ANSWERS:

@@ -11,7 +11,6 @@ from ..runtime.errors import RequestError
 from .protocol import FinishReason, Usage
 from .request import MAX_ANSWERS, ChoicesRequest, unsupported
 
-MAX_PROMPTS = 128  # of one request
 MAX_LOGPROBS = 5  # OpenAI's limit
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -47,7 +46,7 @@ class CompletionRequest(ChoicesRequest):
                 f"logprobs is {self.logprobs}: expected 0 to {MAX_LOGPROBS}", param="logprobs", code="invalid_value"
             )
         count = len(self.prompts)
-        if count > MAX_PROMPTS or count * (self.n or 1) > MAX_ANSWERS:
+        if count * (self.n or 1) > MAX_ANSWERS:
             raise RequestError(
                 f"prompt has {count} entries with {self.n or 1} answers each: at most {MAX_ANSWERS} are possible",
                 param="prompt",

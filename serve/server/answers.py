@@ -74,7 +74,7 @@ class ChoicesFormat(Generic[Choices]):
     def __init__(self, request: ChoicesRequest, folder: Folds[Choices], model: str) -> None:
         """`model` is what the model is called in the answer."""
         self._folder, self._model = folder, model
-        self._with_usage = request.stream_options is not None and request.stream_options.include_usage
+        self._with_usage = request.wants_usage
 
     def events(self, chunk: Choices) -> Iterable[bytes]:
         """The chunk; the one with the usage is only sent when it is asked for, and then the others have it as null."""

@@ -19,7 +19,16 @@ _TAG_KEY = re.compile(r"[^<>\s]([^<>\n]{0,200}[^<>\s])?")
 _ANY = "ANY: /(?s:.*)/"
 _SOME = "SOME: /(?s:.+)/"
 # Keywords of a schema that separate parameters can express.
-_KEYWORD_SCHEMA = {"type", "properties", "required", "additionalProperties", "description", "title", "$defs", "$schema"}
+_PROPERTIES_SCHEMA = {
+    "type",
+    "properties",
+    "required",
+    "additionalProperties",
+    "description",
+    "title",
+    "$defs",
+    "$schema",
+}
 
 # Keywords beside `properties` that bring further ones.
 _ADDING = {"allOf", "anyOf", "oneOf", "$ref", "patternProperties"}
@@ -94,17 +103,51 @@ class _Function:
 
     def keywords(self) -> dict[str, tuple[str, bool]] | None:
         """Of each keyword its value and whether it is required; None where keywords cannot say what the schema does."""
-        properties, required = self._schema.get("properties"), self._schema.get("required", [])
-        if set(self._schema) - _KEYWORD_SCHEMA or self._schema.get("additionalProperties") is not False:
+        properties = self._properties()
+        if properties is None or self._schema.get("additionalProperties") is not False:
             return None
-        if not isinstance(properties, dict) or not all(map(is_keyword, [*properties, *required])):
-            return None
-        if not isinstance(required, list) or set(required) - set(properties):
+        if not all(map(is_keyword, properties)):
             return None
         return {
-            name: (self._term(self._with_definitions(schema), {}, f".properties.{name}"), name in required)
-            for name, schema in properties.items()
+            name: (self._term(self._with_definitions(schema), {}, f".properties.{name}"), required)
+            for name, (schema, required) in properties.items()
         }
+
+    def parameters(self) -> list["_Parameter"] | None:
+        """The parameters between tags; None where they may be any. Raises RequestError for a strict function then."""
+        properties = self._properties()
+        if properties is not None and all(map(_TAG_KEY.fullmatch, properties)):
+            return [self._parameter(name, *described) for name, described in properties.items()]
+        if self.strict:
+            param = self._param("")
+            message = f"{param} cannot be enforced: this model writes parameters one by one, describe their properties"
+            raise RequestError(message, param=param, code="unsupported_value")
+        return None
+
+    def _properties(self) -> dict[str, tuple[Any, bool]] | None:
+        """Of each parameter its schema and whether it is required; None where that is not all that the schema says."""
+        properties, required = self._schema.get("properties"), self._schema.get("required", [])
+        if not set(self._schema) <= _PROPERTIES_SCHEMA or not isinstance(properties, dict):
+            return None
+        if not isinstance(required, list) or not all(name in properties for name in map(str, required)):
+            return None
+        return {name: (schema, name in required) for name, schema in properties.items()}
+
+    def _parameter(self, name: str, schema: Any, required: bool) -> "_Parameter":
+        place = f".properties.{name}"
+        is_text = value_kind(schema, self._schema) != "json"
+        try:
+            json_term = self._json_term(self._with_definitions(schema), self.strict, self._param(place))
+            return _Parameter(name, required, json_term, text_term(schema, self._schema) if is_text else None)
+        except UnsupportedTextError as error:
+            if self.strict:
+                param = self._param(f"{place}.{error}")
+                message = f"{param} cannot be enforced: this model writes texts without quotes"
+                raise RequestError(message, param=param, code="unsupported_value") from None
+        except RequestError:
+            if self.strict:
+                raise
+        return _Parameter(name, required, self._json_term({}, False, self._param(place)), "ANY" if is_text else None)
 
     def _with_definitions(self, schema: Any) -> Any:
         """The schema of one parameter with what it may refer to."""
@@ -112,45 +155,16 @@ class _Function:
             return schema
         return {**schema, "$defs": self._schema["$defs"]}
 
-    def parameters(self) -> list["_Parameter"] | None:
-        """The parameters between tags; None where they may be any. Raises RequestError for a strict function then."""
-        properties, required = self._schema.get("properties"), self._schema.get("required", [])
-        if (
-            set(self._schema) <= _KEYWORD_SCHEMA
-            and isinstance(properties, dict)
-            and all(map(_TAG_KEY.fullmatch, properties))
-            and isinstance(required, list)
-            and set(required) <= set(properties)
-        ):
-            return [self._parameter(name, schema, name in required) for name, schema in properties.items()]
-        if self.strict:
-            param = f"tools[{self.index}].function.parameters"
-            message = f"{param} cannot be enforced: this model writes parameters one by one, describe their properties"
-            raise RequestError(message, param=param, code="unsupported_value")
-        return None
-
-    def _parameter(self, name: str, schema: Any, required: bool) -> "_Parameter":
-        place = f".properties.{name}"
-        json_term = self._term(self._with_definitions(schema), {}, place)
-        if value_kind(schema, self._schema) == "json":
-            return _Parameter(name, required, json_term, None)
-        try:
-            return _Parameter(name, required, json_term, text_term(schema, self._schema))
-        except UnsupportedTextError as error:
-            if not self.strict:
-                return _Parameter(name, required, json_term, "ANY")
-            param = f"tools[{self.index}].function.parameters{place}.{error}"
-            message = f"{param} cannot be enforced: this model writes texts without quotes"
-            raise RequestError(message, param=param, code="unsupported_value") from None
+    def _param(self, place: str) -> str:
+        return f"tools[{self.index}].function.parameters{place}"
 
     def _term(self, schema: Any, otherwise: Any, place: str) -> str:
-        param = f"tools[{self.index}].function.parameters{place}"
         try:
-            return self._json_term(schema, self.strict, param)
+            return self._json_term(schema, self.strict, self._param(place))
         except RequestError:
             if self.strict:
                 raise
-            return self._json_term(otherwise, False, param)
+            return self._json_term(otherwise, False, self._param(place))
 
 
 @dataclass(frozen=True)

@@ -89,16 +89,22 @@ def _leaf_term(leaf: Mapping[str, Any]) -> str:
     if types == {"null"}:
         return '"null"'
     terms = [_pattern(leaf["pattern"])] if "pattern" in leaf else []
-    if "minLength" in leaf or "maxLength" in leaf:
-        terms.append(f"/(?s:.{{{leaf.get('minLength', 0)},{leaf.get('maxLength', '')}}})/")
+    bounds = {key: leaf[key] for key in ("minLength", "maxLength") if key in leaf}
+    for key, bound in bounds.items():
+        if type(bound) is not int or bound < 0:
+            raise UnsupportedTextError(key)
+    if bounds:
+        terms.append(f"/(?s:.{{{bounds.get('minLength', 0)},{bounds.get('maxLength', '')}}})/")
     text = " & ".join(terms) or "/(?s:.*)/"
     return f'({text}) | "null"' if "null" in types else text
 
 
-def _pattern(pattern: str) -> str:
+def _pattern(pattern: object) -> str:
     """A pattern that may match anywhere, as a regular expression for the whole text."""
     from llguidance import regex_to_lark
 
+    if not isinstance(pattern, str):
+        raise UnsupportedTextError("pattern")
     inner = pattern.removeprefix("^")
     begins, ends = inner != pattern, inner.endswith("$") and not inner.endswith(r"\$")
     inner = inner[:-1] if ends else inner

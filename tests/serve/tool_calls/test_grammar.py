@@ -2,6 +2,7 @@
 
 import json
 import random
+from contextlib import suppress
 from typing import Any
 
 import jsonschema
@@ -214,6 +215,28 @@ def test_properties_may_stand_in_parts_of_a_schema() -> None:
     grammar = calls_grammar(FORMATS["hermes"], [tool("f", schema)], "required", vocabulary.compiler.json_term)
     assert vocabulary.accepts(grammar, FORMATS["hermes"].write([("f", {"a": True, "b": True})]))
     assert not vocabulary.accepts(grammar, FORMATS["hermes"].write([("f", {"a": True})]))
+
+
+@pytest.mark.parametrize("name", ["hermes", "pythonic", "qwen3_coder", "glm4_5"])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"x": {"type": "string"}}, "required": 5},
+        {"properties": {"x": {"type": "string"}}, "required": [["x"]]},
+        {"properties": {"x": {"type": "string"}}, "required": ["y"]},
+        {"properties": 5},
+        {"properties": {"x": 5}},
+        {"properties": {"x": {"type": "string", "minLength": "a"}}},
+        {"properties": {"x": {"type": "string", "pattern": 5}}},
+        {"properties": {"x": {"$ref": "#/nowhere"}}},
+    ],
+)
+def test_a_schema_that_is_none_is_refused_in_words(name: str, schema: dict[str, Any]) -> None:
+    """Without `strict` it may be let go instead."""
+    for strict in (True, False):
+        with pytest.raises(RequestError, match=r"^tools") if strict else suppress(RequestError):
+            grammar = calls_grammar(FORMATS[name], [tool("f", schema, strict=strict)], "required", COMPILER.json_term)
+            VOCABULARIES[name, False].new(grammar)
 
 
 TAGGED = pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.parameter])
