@@ -4,7 +4,9 @@
 
 MODEL is a compiled model folder. Each schema, those of the real world and generated ones, is asked for twice: as a
 strict `response_format`, and as the parameters of a tool whose call is forced. The `jsonschema` package decides whether
-what comes back validates. Answers that reach --max-tokens are counted apart: they are cut off. Ends with 1 where an
+what comes back validates. A small model at a high temperature rarely ends a text that has no bound by itself: an answer
+that reaches --max-tokens is cut off, and is asked for again with a `logit_bias` towards quotation marks and closing
+brackets, which does not change what the form allows. What is cut off then too is counted apart. Ends with 1 where an
 answer does not validate.
 """
 
@@ -33,6 +35,7 @@ from mlc_llm.serve import EngineConfig  # noqa: E402
 FORMATS = FormatChecker(["date", "email", "ipv4", "ipv6", "uuid"])  # that it checks without other packages
 AT_ONCE = 16
 FORMAT, TOOLS = "response_format", "tools"
+ENDING = (6.0, 12.0, 24.0)  # logit biases of the tokens that end something, tried in turn
 
 
 def number(text: str) -> Decimal | float:
@@ -93,19 +96,32 @@ async def ask(engine: AsyncMLCEngine, schema: dict[str, Any], forced: bool, seed
     return "valid"
 
 
+def endings(engine: AsyncMLCEngine) -> list[int]:
+    """Tokens of nothing but quotation marks, closing brackets and spaces."""
+    tokenizer = engine.model.tokenizer
+    texts = ((token, tokenizer.decode([token])) for token in range(tokenizer.vocab_size))
+    return [token for token, text in texts if set(text) <= set(' "]}') and set(text) & set('"]}')]
+
+
 async def measure(arguments: argparse.Namespace) -> bool:
     config = EngineConfig(max_num_sequence=AT_ONCE, max_total_sequence_length=AT_ONCE * 4096)
     engine = AsyncMLCEngine(arguments.model, model_lib=arguments.model_lib, mode="server", engine_config=config)
     room = asyncio.Semaphore(AT_ONCE)
     fields = {"max_tokens": arguments.max_tokens, "temperature": arguments.temperature}
-    failed = False
+    failed, ends = False, endings(engine)
     for name, forced in ((FORMAT, False), (TOOLS, True)):
         if name not in arguments.parts:
             continue
 
         async def one(schema: dict[str, Any], seed: int, forced: bool = forced) -> str:
             async with room:
-                return await ask(engine, schema, forced, seed, **fields)
+                outcome = await ask(engine, schema, forced, seed, **fields)
+                for bias in ENDING:
+                    if outcome == "cut off":
+                        biases = dict.fromkeys(map(str, ends), bias)
+                        outcome = await ask(engine, schema, forced, seed, logit_bias=biases, **fields)
+                        outcome = f"{outcome} with endings preferred" if outcome == "valid" else outcome
+                return outcome
 
         begin = time.perf_counter()
         asked = schemas(arguments.generated).values()

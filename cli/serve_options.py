@@ -61,7 +61,7 @@ _OPTIONS = (
     click.option(
         "--enable-tracing", is_flag=True, help="Record what the engine does when, for /debug/dump_event_trace."
     ),
-    click.option("--enable-debug", is_flag=True, help="Answer /debug/...: traces and figures."),
+    click.option("--enable-debug", is_flag=True, help="Answer /debug/...: traces, figures, reset."),
     number_option(
         "--max-concurrent-requests",
         1,

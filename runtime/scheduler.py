@@ -108,6 +108,13 @@ class Scheduler:
             for job in [*self._jobs.waiting, *self._jobs.running]:
                 self._fail(job, error)
 
+    def reset(self, error: MLCError) -> None:
+        """End every answer with an error, keep nothing of what has been computed, and count anew."""
+        with self._lock:
+            self.fail_all(error)
+            self.forget()
+            self.counters = Counters()
+
     def run_until_event(self, jobs: Sequence[Work]) -> None:
         """Run steps until one of `jobs` has an event. Raises the error that ended one of them instead.
 

@@ -164,6 +164,11 @@ class AsyncMLCEngine:
             self.model.generator.scheduler.cancel(job)
         self._thread.wake_streams()
 
+    async def reset(self) -> None:
+        """End all streams with EngineError, keep nothing of their texts, and count anew; after the step that runs."""
+        scheduler = self.model.generator.scheduler
+        await self._thread.between_steps(lambda: scheduler.reset(EngineError("the engine was reset")))
+
     def metrics(self) -> EngineMetrics:
         """What the engine is doing, and has done."""
         return metrics_of(self.model.generator)

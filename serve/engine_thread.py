@@ -4,7 +4,9 @@ import asyncio
 import sys
 import threading
 import traceback
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 
 from ..runtime.errors import EngineError
@@ -19,6 +21,7 @@ class EngineThread:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._streams: dict[_Stream, None] = {}
+        self._errands: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._wake = threading.Condition()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="mlc-engine", daemon=True)
@@ -64,12 +67,23 @@ class EngineThread:
                 self._scheduler.cancel(job)
             self._notify()
 
+    async def between_steps(self, errand: Callable[[], None]) -> None:
+        """Have the thread call `errand` when no step runs; whoever asked for the scheduler's lock might never get it
+        from a thread that takes it for step after step."""
+        self._check_running()
+        done: Future[None] = Future()
+        self._errands.append((errand, done))
+        self._notify()
+        await asyncio.wrap_future(done)
+
     def stop(self) -> None:
         """End the thread after the step that runs, and all streams. A second call does nothing."""
         self._stopped = True
         self._notify()
         self._thread.join()
         self.wake_streams()
+        for _, done in self._errands:
+            done.cancel()
 
     def wake_streams(self) -> None:
         """Let every stream look at its jobs."""
@@ -86,10 +100,14 @@ class EngineThread:
     def _run(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._stopped or self._scheduler.busy)
+                self._wake.wait_for(lambda: self._stopped or self._errands or self._scheduler.busy)
             if self._stopped:
                 return
             try:
+                while self._errands:
+                    errand, done = self._errands.popleft()
+                    errand()
+                    done.set_result(None)
                 self._scheduler.step()
             except Exception as error:  # a defect: those who wait must hear of it, and the engine go on
                 traceback.print_exc(file=sys.stderr)

@@ -51,6 +51,7 @@ def chat_request(request: ResponsesRequest) -> tuple[ChatCompletionRequest, list
         "response_format": _response_format(request),
         "logprobs": True if LOGPROBS in (request.include or ()) else None,
         "top_logprobs": request.top_logprobs,
+        "reasoning_effort": None if request.reasoning is None else request.reasoning.effort,
     }
     return ChatCompletionRequest.model_validate(fields), places
 

@@ -183,7 +183,7 @@ class TextConfig(_Given):
 
 
 class Reasoning(_Given):
-    """How much to think, and whether to sum it up: that is up to the model here."""
+    """How much to think, as far as the model's template knows of it; a summary is never made."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None

@@ -59,6 +59,13 @@ async def dump_engine_metrics(http: Request) -> Response:
     return JSONBody({**asdict(engine.metrics()), "limits": asdict(engine.limits)})
 
 
+@router.post("/reset_engine", summary="End all answers and forget all texts", openapi_extra=_ASKED)
+async def reset_engine(http: Request) -> Response:
+    """Running and waiting answers end with an error, nothing is kept of their texts, and the figures begin anew."""
+    await (await _engine(http)).reset()
+    return JSONBody(None)
+
+
 @router.post("/cuda_profiler_start", summary="Start the CUDA profiler")
 @router.post("/cuda_profiler_stop", summary="Stop the CUDA profiler")
 async def cuda_profiler() -> Response:

@@ -43,5 +43,8 @@ class ServingEngine(Protocol):
     def metrics(self) -> EngineMetrics:
         """What the engine is doing, and has done."""
 
+    async def reset(self) -> None:
+        """End all answers with EngineError, keep nothing of their texts, and count anew."""
+
     def terminate(self) -> None:
         """Free the model; a second call does nothing."""

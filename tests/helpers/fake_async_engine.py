@@ -123,6 +123,8 @@ class FakeEngine:
         for loop, gate in self._gates:
             loop.call_soon_threadsafe(gate.set)
 
+    async def reset(self) -> None: ...
+
     def terminate(self) -> None:
         self.terminated.set()
 

@@ -6,6 +6,7 @@ import pytest
 from openai.types.responses import Response
 
 from mlc_llm.runtime.errors import RequestError
+from mlc_llm.serve.responses.chat import chat_request
 from mlc_llm.serve.responses.request import ResponsesRequest
 
 TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
@@ -105,3 +106,8 @@ def test_what_openais_objects_hold_may_come_back() -> None:
     })  # fmt: skip
     request = ResponsesRequest.parse({"input": [item.model_dump(by_alias=True) for item in response.output]})
     assert [item.type for item in request.items] == ["reasoning", "message", "function_call"]
+
+
+def test_the_effort_of_reasoning_is_the_chats() -> None:
+    request = ResponsesRequest.parse({"input": "a", "reasoning": {"effort": "low"}})
+    assert chat_request(request)[0].reasoning_effort == "low"

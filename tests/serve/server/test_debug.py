@@ -1,6 +1,9 @@
 """/debug, which is there with --enable-debug only; with the whole engine."""
 
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -8,7 +11,7 @@ import pytest
 import mlc_llm.serve.async_engine as module
 from mlc_llm.serve import AsyncMLCEngine
 
-PATHS = ("dump_event_trace", "dump_engine_metrics", "cuda_profiler_start", "cuda_profiler_stop")
+PATHS = ("dump_event_trace", "dump_engine_metrics", "reset_engine", "cuda_profiler_start", "cuda_profiler_stop")
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -66,6 +69,25 @@ def test_the_trace_names_answers_by_their_ids(traced: Any) -> None:
     names = [event["name"] for event in events if event["tid"] == row and event["pid"] == 2 and event["ph"] != "M"]
     assert (names[0], names[-1]) == ("queued", "length")
     assert {"prefill", "decode"} < set(names)
+
+
+def test_reset_ends_answers_and_forgets(traced: Any) -> None:
+    model, go_on = traced.engine.model.generator.model, threading.Event()
+    decode = model.decode
+    model.decode = lambda *given: go_on.wait(60) and decode(*given)
+    with ThreadPoolExecutor(2) as beside:
+        answer = beside.submit(traced.chat, "hello", model="dist/tiny", ignore_eos=True)
+        while not traced.engine.metrics().running:
+            time.sleep(0.001)
+        reset = beside.submit(traced.client.post, "/debug/reset_engine", json={})
+        while not traced.engine._thread._errands:
+            time.sleep(0.001)
+        go_on.set()
+    assert (reset.result().status_code, reset.result().json()) == (200, None)
+    assert (answer.result().status_code, answer.result().json()["error"]["message"]) == (500, "the engine was reset")
+    figures = traced.client.post("/debug/dump_engine_metrics", json={}).json()
+    assert figures["running"] == figures["waiting"] == figures["generated_tokens"] == figures["kv_pages_cached"] == 0
+    assert traced.chat("hello", model="dist/tiny", max_tokens=2, ignore_eos=True).status_code == 200
 
 
 def test_limits_are_those_that_are_loaded(traced: Any) -> None:
