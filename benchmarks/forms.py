@@ -113,7 +113,7 @@ async def measure(arguments: argparse.Namespace) -> bool:
         if name not in arguments.parts:
             continue
 
-        async def one(schema: dict[str, Any], seed: int, forced: bool = forced) -> str:
+        async def one(case: str, schema: dict[str, Any], seed: int, forced: bool = forced) -> str:
             async with room:
                 outcome = await ask(engine, schema, forced, seed, **fields)
                 for bias in ENDING:
@@ -121,11 +121,13 @@ async def measure(arguments: argparse.Namespace) -> bool:
                         biases = dict.fromkeys(map(str, ends), bias)
                         outcome = await ask(engine, schema, forced, seed, logit_bias=biases, **fields)
                         outcome = f"{outcome} with endings preferred" if outcome == "valid" else outcome
+                if outcome == "cut off":
+                    print(f"cut off: {case}")
                 return outcome
 
         begin = time.perf_counter()
-        asked = schemas(arguments.generated).values()
-        counts = Counter(await asyncio.gather(*(one(schema, seed) for seed, schema in enumerate(asked))))
+        asked = schemas(arguments.generated).items()
+        counts = Counter(await asyncio.gather(*(one(*item, seed) for seed, item in enumerate(asked))))
         shown = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
         print(f"{name}: {len(asked)} schemas, {shown}; {time.perf_counter() - begin:.0f} s", flush=True)
         failed |= counts["INVALID"] > 0
