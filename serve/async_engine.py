@@ -75,17 +75,17 @@ class AsyncMLCEngine:
         scheduler.max_waiting = max_waiting
         self.trace = Trace() if enable_tracing else None
         scheduler.observer = None if self.trace is None else self.trace.observe
-        self._thread = EngineThread(scheduler)
-        self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="mlc-prepare")
-        self._jobs: dict[str, list[Job]] = {}  # of the answers that run, by their id
-        self._terminated = False
-        self.chat, self.completions = AsyncChat(self), AsyncCompletions(self)
-        self.embeddings = AsyncEmbeddings(self.embed)
         self._embedder: AsyncMLCEngine | None = None
         if embedding_model is not None:
             self._embedder = AsyncMLCEngine(
                 embedding_model, device, model_lib=embedding_model_lib, max_waiting=max_waiting
             )
+        self._thread = EngineThread(scheduler)  # last of what may fail, so that no thread is left behind
+        self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="mlc-prepare")
+        self._jobs: dict[str, list[Job]] = {}  # of the answers that run, by their id
+        self._terminated = False
+        self.chat, self.completions = AsyncChat(self), AsyncCompletions(self)
+        self.embeddings = AsyncEmbeddings(self.embed)
         self.models = Models(self.model)
 
     @property
@@ -122,7 +122,7 @@ class AsyncMLCEngine:
         self, prepare: Callable[[LoadedModel, _Request], Chunked[_Chunk]], request: _Request
     ) -> AsyncGenerator[_Chunk, None]:
         """The chunks of a request. It is prepared by a thread, as this may take its time."""
-        self._check_running()
+        self._thread.check_running()
         loop = asyncio.get_running_loop()
         completion = await loop.run_in_executor(self._preparing, prepare, self.model, request)
         self._jobs[completion.id] = completion.jobs
@@ -146,7 +146,7 @@ class AsyncMLCEngine:
 
         Raises as `complete` does. Cancelling the task that awaits it ends the work within one step.
         """
-        self._check_running()
+        self._thread.check_running()
         if self._embedder is not None:
             return await self._embedder.embed(request)
         loop = asyncio.get_running_loop()
@@ -154,7 +154,7 @@ class AsyncMLCEngine:
         async with aclosing(self._thread.stream([task.job])) as events:
             async for _ in events:
                 pass
-        self._check_running()
+        self._thread.check_running()
         return await loop.run_in_executor(self._preparing, task.response)
 
     async def abort(self, request_id: str) -> None:
@@ -172,10 +172,6 @@ class AsyncMLCEngine:
     def metrics(self) -> EngineMetrics:
         """What the engine is doing, and has done."""
         return metrics_of(self.model.generator)
-
-    def _check_running(self) -> None:
-        if self._terminated:
-            raise EngineError("the engine is terminated: make a new AsyncMLCEngine")
 
     def terminate(self) -> None:
         """End all streams with EngineError, and free the model. A second call does nothing."""

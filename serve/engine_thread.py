@@ -14,6 +14,8 @@ from ..runtime.events import Event, Finish
 from ..runtime.job import MOST_UNREAD, Work
 from ..runtime.scheduler import Scheduler
 
+_TERMINATED = "the engine is terminated: make a new AsyncMLCEngine"
+
 
 class EngineThread:
     """Runs steps while there is something to do. Streams may be opened on any event loop."""
@@ -42,7 +44,7 @@ class EngineThread:
         unfinished = dict(enumerate(jobs))
         try:
             for job in jobs:
-                self._check_running()
+                self.check_running()
                 self._scheduler.submit(job)
             self._streams[stream] = None
             self._notify()
@@ -59,7 +61,7 @@ class EngineThread:
                     if job.error is not None:
                         raise job.error
                 if not came:
-                    self._check_running()
+                    self.check_running()
                     await stream.wait()
         finally:
             self._streams.pop(stream, None)
@@ -70,10 +72,12 @@ class EngineThread:
     async def between_steps(self, errand: Callable[[], None]) -> None:
         """Have the thread call `errand` when no step runs; whoever asked for the scheduler's lock might never get it
         from a thread that takes it for step after step."""
-        self._check_running()
+        self.check_running()
         done: Future[None] = Future()
         self._errands.append((errand, done))
         self._notify()
+        if not self._thread.is_alive():  # it ended meanwhile, and may not have seen the errand
+            self._refuse_errands()
         await asyncio.wrap_future(done)
 
     def stop(self) -> None:
@@ -82,16 +86,33 @@ class EngineThread:
         self._notify()
         self._thread.join()
         self.wake_streams()
-        for _, done in self._errands:
-            done.cancel()
+        self._refuse_errands()
 
     def wake_streams(self) -> None:
         """Let every stream look at its jobs."""
         _wake(list(self._streams))
 
-    def _check_running(self) -> None:
+    def check_running(self) -> None:
+        """Raise EngineError when the thread was stopped."""
         if self._stopped:
-            raise EngineError("the engine is terminated: make a new AsyncMLCEngine")
+            raise EngineError(_TERMINATED)
+
+    def _run_errands(self) -> None:
+        while self._errands:
+            errand, done = self._errands.popleft()
+            if not done.set_running_or_notify_cancel():  # nobody waits for it any more
+                continue
+            try:
+                done.set_result(errand())
+            except Exception as error:
+                done.set_exception(error)
+
+    def _refuse_errands(self) -> None:
+        with suppress(IndexError):
+            while True:
+                _, done = self._errands.popleft()
+                if done.set_running_or_notify_cancel():
+                    done.set_exception(EngineError(_TERMINATED))
 
     def _notify(self) -> None:
         with self._wake:
@@ -103,11 +124,8 @@ class EngineThread:
                 self._wake.wait_for(lambda: self._stopped or self._errands or self._scheduler.busy)
             if self._stopped:
                 return
+            self._run_errands()
             try:
-                while self._errands:
-                    errand, done = self._errands.popleft()
-                    errand()
-                    done.set_result(None)
                 self._scheduler.step()
             except Exception as error:  # a defect: those who wait must hear of it, and the engine go on
                 traceback.print_exc(file=sys.stderr)

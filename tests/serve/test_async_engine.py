@@ -242,3 +242,21 @@ def test_a_terminated_engine_says_so(make: Make) -> None:
             await engine.chat.completions.create(messages=USER)
 
     run(test)
+
+
+def test_an_errand_between_steps_fails_for_who_asked_and_ends_with_the_engine(make: Make) -> None:
+    def broken() -> None:
+        raise KeyError("x")
+
+    async def test() -> None:
+        engine = make()
+        with pytest.raises(KeyError):
+            await engine._thread.between_steps(broken)
+        assert (
+            await engine.chat.completions.create(messages=USER, max_tokens=3, **ENDLESS)
+        ).usage.completion_tokens == 3
+        engine.terminate()
+        with pytest.raises(EngineError, match="terminated"):
+            await engine.reset()
+
+    run(test)
