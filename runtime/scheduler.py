@@ -40,17 +40,15 @@ class Scheduler:
     `step` may also be called by a thread of its own; then others submit, cancel and read events, which never waits.
     """
 
-    def __init__(
-        self, model: LanguageModel, vocab_size: int, *, max_waiting: int | None = None, speculates: bool = True
-    ) -> None:
+    def __init__(self, model: LanguageModel, vocab_size: int, *, max_waiting: int | None = None) -> None:
         """Tokens below `vocab_size` are chosen; `max_waiting` answers may wait, None for any number.
 
-        With `speculates` an answer that runs alone may get several in a step, see speculation.py.
+        An answer that runs alone may get several in a step, unless `speculation` has another guesser or none.
         """
         masks = FormMasks()
         self.counters, self.max_waiting = Counters(), max_waiting
         self.observer: Observer | None = None  # is told of every step, by the thread that runs it
-        self.speculation = Speculation(model, vocab_size, PromptLookup() if speculates else None)
+        self.speculation = Speculation(model, vocab_size, PromptLookup())
         self.prefill = Prefill(model, vocab_size, masks)
         self._decode = Decode(model, vocab_size, masks, self.speculation)
         self.kv_cache = KVCacheManager(model)

@@ -62,36 +62,35 @@ Content = Annotated[
 ]
 
 
-class MessageItem(_Given):
+class _Item(_Given):
+    id: str | None = None
+    status: str | None = None
+
+
+class MessageItem(_Item):
     """Something that was said."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "system", "developer", "assistant"]
     content: Content
-    id: str | None = None
-    status: str | None = None
     phase: str | None = None
 
 
-class FunctionCallItem(_Given):
+class FunctionCallItem(_Item):
     """A call that the model made."""
 
     type: Literal["function_call"]
     call_id: str
     name: str
     arguments: str
-    id: str | None = None
-    status: str | None = None
 
 
-class FunctionCallOutputItem(_Given):
+class FunctionCallOutputItem(_Item):
     """What a call gave."""
 
     type: Literal["function_call_output"]
     call_id: str
     output: Content
-    id: str | None = None
-    status: str | None = None
 
 
 class _ReasoningPart(_Given):
@@ -99,14 +98,12 @@ class _ReasoningPart(_Given):
     text: str
 
 
-class ReasoningItem(_Given):
+class ReasoningItem(_Item):
     """What the model thought."""
 
     type: Literal["reasoning"]
     summary: list[_ReasoningPart] = Field(default_factory=list)
     content: list[_ReasoningPart] | None = None
-    id: str | None = None
-    status: str | None = None
 
 
 _ITEMS = ("message", "function_call", "function_call_output", "reasoning")

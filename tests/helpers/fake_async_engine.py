@@ -37,6 +37,12 @@ ERRORS = {
     "<fail>": EngineError("the engine is terminated"),
     "<crash>": KeyError("a bug"),
 }
+FAILURES = [  # what a client is told of them: status, code and type
+    ("<refuse>", 400, "context_length_exceeded", "invalid_request_error"),
+    ("<overload>", 503, "overloaded", "overloaded_error"),
+    ("<fail>", 500, "engine_error", "server_error"),
+    ("<crash>", 500, "internal_error", "server_error"),
+]
 
 
 class FakeEngine:

@@ -108,12 +108,11 @@ class Bench:
 
     def __init__(self, draft: FakeModel | None, **options: Any) -> None:
         self.model = FakeModel(**{"context_window": 512, "pages": 300, **options})
-        self.scheduler = Scheduler(self.model, self.model.vocab_size, speculates=False)
+        self.scheduler = Scheduler(self.model, self.model.vocab_size)
         self.draft = draft
         self.speculation = self.scheduler.speculation
-        if draft is not None:
-            self.speculation.guesser = DraftModel(draft, self.model.vocab_size)
-            self.speculation.length = 3
+        self.speculation.guesser = None if draft is None else DraftModel(draft, self.model.vocab_size)
+        self.speculation.length = 3
 
     def submit(self, prompt: list[int], count: int, **fields: Any) -> Job:
         params = SamplingParams(**{"temperature": 0.0, **fields})

@@ -60,7 +60,9 @@ def repeating(tokens: tuple[int, ...]) -> Any:
 
 def answer(speculates: bool, prompt: list[int], **fields: Any) -> tuple[list[int], FakeModel, Scheduler]:
     model = FakeModel(repeating, context_window=400, pages=fields.pop("pages", 200))
-    scheduler = Scheduler(model, model.vocab_size, speculates=speculates)
+    scheduler = Scheduler(model, model.vocab_size)
+    if not speculates:
+        scheduler.speculation.guesser = None
     params = SamplingParams(**fields)
     stops = frozenset(params.stop_token_ids)
     sampler = Sampler(params, model.vocab_size, model.sampling, prompt, stops)

@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from fake_async_engine import TIMEOUT
+from fake_async_engine import FAILURES, TIMEOUT
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 HI = [{"role": "user", "content": "hello world"}]
@@ -89,15 +89,7 @@ def test_text_is_sent_as_it_is(plain: Any) -> None:
         assert "日本語" in response.read().decode()
 
 
-@pytest.mark.parametrize(
-    ("word", "status", "code", "kind"),
-    [
-        ("<refuse>", 400, "context_length_exceeded", "invalid_request_error"),
-        ("<overload>", 503, "overloaded", "overloaded_error"),
-        ("<fail>", 500, "engine_error", "server_error"),
-        ("<crash>", 500, "internal_error", "server_error"),
-    ],
-)
+@pytest.mark.parametrize(("word", "status", "code", "kind"), FAILURES)
 def test_an_error_has_its_status_or_is_an_event_in_the_middle(
     word: str, status: int, code: str, kind: str, plain: Any
 ) -> None:

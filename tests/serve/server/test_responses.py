@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import openai
 import pytest
-from fake_async_engine import TIMEOUT
+from fake_async_engine import FAILURES, TIMEOUT
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
@@ -110,15 +110,7 @@ def test_openais_client_reads_errors(client: openai.OpenAI) -> None:
     assert (stateful.value.code, stateful.value.param) == ("unsupported_value", "previous_response_id")
 
 
-@pytest.mark.parametrize(
-    ("word", "status", "code", "kind"),
-    [
-        ("<refuse>", 400, "context_length_exceeded", "invalid_request_error"),
-        ("<overload>", 503, "overloaded", "overloaded_error"),
-        ("<fail>", 500, "engine_error", "server_error"),
-        ("<crash>", 500, "internal_error", "server_error"),
-    ],
-)
+@pytest.mark.parametrize(("word", "status", "code", "kind"), FAILURES)
 def test_an_error_has_its_status_or_is_an_event_in_the_middle(
     word: str, status: int, code: str, kind: str, plain: Any
 ) -> None:
