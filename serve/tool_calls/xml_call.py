@@ -152,13 +152,16 @@ class XmlCallReader:
 
     def _end_of_json(self) -> Generator[CallEvent, None, int | None]:
         """Where the closing tag stands, which JSON may also have in its strings; None where that is too far away."""
-        start = 0
+        reader, read = JsonReader(), 0
+        reader.put('{"value": ')
         while True:
-            place = self._text.find(self._tags.after_value, start, _MAX_HELD)
-            if place >= 0 and not _is_in_string(self._text[:place]):
-                return place
+            place = self._text.find(self._tags.after_value, read, _MAX_HELD)
             if place >= 0:
-                start = place + 1
+                # The tag's first character is read too: it belongs to a string, or to no JSON.
+                reader.put(self._text[read : place + 1])
+                read = place + 1
+                if not _is_unfinished(reader):
+                    return place
             elif len(self._text) >= _MAX_HELD:
                 return None
             else:
@@ -210,10 +213,8 @@ def _escaped(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-def _is_in_string(text: str) -> bool:
-    """Whether the end of a text is inside a string of unfinished JSON."""
-    reader = JsonReader()
-    reader.put(f'{{"value": {text}<')
+def _is_unfinished(reader: JsonReader) -> bool:
+    """Whether JSON may go on behind what was read."""
     while (kind := reader.next()[0]) not in ("end", "bad", "more"):
         pass
     return kind == "more"
