@@ -125,7 +125,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["TVM_NUM_THREADS"] = str(arguments.threads)  # read once, when tvm loads
 
-    from mlc_llm.runtime.devices import cpu_features, processor_name
+    from mlc_llm.runtime.processor import cpu_features, processor_name
 
     print(f"{processor_name()}, {arguments.threads} threads")
     for device in arguments.devices.split(","):

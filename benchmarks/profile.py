@@ -30,8 +30,8 @@ from call_clock import Clock, Times
 
 from mlc_llm.runtime.artifact import KVCacheMetadata, library_places, load_chat_config
 from mlc_llm.runtime.bandwidth import ReadProbe
-from mlc_llm.runtime.devices import num_threads
 from mlc_llm.runtime.model import Model
+from mlc_llm.runtime.processor import num_threads
 from mlc_llm.runtime.tvm_runtime import global_function
 
 _HOOK = "mlc_llm.benchmarks.profile"

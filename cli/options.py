@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
-from ..runtime.devices import MAX_THREADS
 from ..runtime.errors import UsageError
+from ..runtime.processor import MAX_THREADS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

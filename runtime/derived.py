@@ -25,9 +25,9 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 from .artifact import TENSOR_CACHE_NAME, cache_home
-from .devices import num_threads
 from .locks import locked
 from .policy import derived_weights_policy
+from .processor import num_threads
 from .tvm_runtime import Arena
 
 FOLDER_NAME = ".mlc-derived"

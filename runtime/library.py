@@ -8,9 +8,9 @@ from typing import Any
 from .. import __version__
 from . import ffi
 from .artifact import ChatConfig, LibraryMetadata, model_hash
-from .devices import cpu_features, host_architecture, num_threads
 from .elf import read_architecture
 from .errors import ModelFileError
+from .processor import cpu_features, host_architecture, num_threads
 from .record import RecordError
 from .tvm_runtime import load_runtime, one_line, tvm_version
 

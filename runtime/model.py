@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from .artifact import LibraryMetadata, load_chat_config
 from .derived import Reading
-from .devices import resolve_device
 from .errors import EngineError, RequestError
 from .ffi import Function
 from .ffi_tensor import Tensor
@@ -15,6 +14,7 @@ from .kv_cache import KVCache
 from .lazy_array import LazyArray
 from .library import HIDDEN_STATES, Library
 from .parameters import Progress, load_parameters
+from .processor import resolve_device
 from .sampling_kernels import Cuts, Draws, LibraryDraws, LibrarySampling, SamplingKernels
 from .tvm_runtime import ALIGNMENT, Arena, one_line
 

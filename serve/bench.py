@@ -16,10 +16,10 @@ from typing import Any
 from .. import __version__
 from ..runtime.artifact import LibraryMetadata, ParamMetadata, load_chat_config
 from ..runtime.bandwidth import ReadProbe
-from ..runtime.devices import available_memory, num_threads, processor_name, resolve_device
 from ..runtime.errors import EngineError, UsageError
 from ..runtime.library import Library
 from ..runtime.model import Model
+from ..runtime.processor import available_memory, num_threads, processor_name, resolve_device
 from ..runtime.tvm_runtime import numpy_dtype, tvm_version
 from .artifacts import open_library
 from .config import EngineConfig, choose_limits

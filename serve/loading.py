@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from ..runtime.artifact import ChatConfig, load_chat_config
 from ..runtime.derived import start_reading
-from ..runtime.devices import available_memory, num_threads, resolve_device, return_free_memory
 from ..runtime.errors import ModelFileError
 from ..runtime.generation import Generator
 from ..runtime.model import LanguageModel, Model
+from ..runtime.processor import available_memory, num_threads, resolve_device, return_free_memory
 from ..runtime.tokenizer import Tokenizer
 from ..templates import ConversationError, Template, load_template
 from .artifacts import find_folder, find_library, open_library

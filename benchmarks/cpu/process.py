@@ -16,7 +16,7 @@ _STAT = Path("/proc/stat")
 _READ_RATE = (
     "from statistics import median\n"
     "from mlc_llm.runtime.bandwidth import ReadProbe\n"
-    "from mlc_llm.runtime.devices import num_threads\n"
+    "from mlc_llm.runtime.processor import num_threads\n"
     "probe = ReadProbe(num_threads())\n"
     "print(median(probe.measure() for _ in range(5)))\n"
 )

@@ -3,8 +3,8 @@
 import platform
 from typing import Any
 
-from ...runtime.devices import cpu_features, host_architecture
 from ...runtime.errors import UsageError
+from ...runtime.processor import cpu_features, host_architecture
 from .target import CompileTarget
 
 # LLVM's feature name -> the flag of /proc/cpuinfo; only those that code generation uses

@@ -17,6 +17,17 @@ KV_CACHE_DTYPES = ("auto", "int8")  # what a model's `kv_cache_dtype` may be
 
 
 @dataclass(frozen=True)
+class GpuTraits:
+    """What kernels may ask of a device that runs workgroups of threads."""
+
+    max_threads: int = 256  # of a workgroup
+    shared_bytes: int = 32768  # of a workgroup's shared memory
+    subgroup: int = 0  # lanes that can shuffle and add among each other; 0: not to be relied on
+    vector_bytes: int = 16  # the widest load of a thread
+    matrix: str = ""  # matrix units: "wmma" (CUDA), "simdgroup" (Metal), "cooperative" (Vulkan); "": none
+
+
+@dataclass(frozen=True)
 class CompileTarget:
     """One device that a library is built for."""
 
@@ -27,6 +38,7 @@ class CompileTarget:
     vector_registers: int
     converts_float16: bool  # has instructions between float16 and float32
     cpu_features: tuple[str, ...]  # instruction sets of the code, in /proc/cpuinfo's spelling
+    gpu: GpuTraits | None = None  # None: the processor itself
 
     def tvm_target(self) -> "tvm.target.Target":
         """The target as TVM's object."""

@@ -9,7 +9,7 @@ from compiled_kernels import AARCH64, aarch64_target, compile_kernel, needs_qemu
 
 from mlc_llm.compiler.kernels.cpu.vector import VectorUnit
 from mlc_llm.compiler.target import resolve_target
-from mlc_llm.runtime.devices import cpu_features
+from mlc_llm.runtime.processor import cpu_features
 
 UNITS = {
     "x86-64-v4": VectorUnit(lanes=16, registers=32),

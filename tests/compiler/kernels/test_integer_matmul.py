@@ -13,7 +13,7 @@ from mlc_llm.compiler.kernels.cpu.integer_matmul import gemm, gemv
 from mlc_llm.compiler.kernels.cpu.matmul import Matmul
 from mlc_llm.compiler.kernels.cpu.storage import TILE, GroupStorage, tiles
 from mlc_llm.compiler.target import CompileTarget, resolve_target
-from mlc_llm.runtime.devices import cpu_features
+from mlc_llm.runtime.processor import cpu_features
 
 Array = NDArray[np.generic]
 # processor -> what it needs of the machine that runs the test. "vnni-256" is AVX-VNNI in AVX-512's encoding.

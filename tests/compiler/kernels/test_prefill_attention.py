@@ -17,7 +17,7 @@ from mlc_llm.compiler.kernels.cpu.attention import cache_kernels
 from mlc_llm.compiler.kernels.cpu.attention_dot import attention_dot
 from mlc_llm.compiler.target import CompileTarget, resolve_target
 from mlc_llm.runtime.artifact import KVDtype
-from mlc_llm.runtime.devices import cpu_features
+from mlc_llm.runtime.processor import cpu_features
 
 Array = np.ndarray[Any, Any]
 Bits = Literal[16, 8]

@@ -1,0 +1,1 @@
+"""Kernels for devices that run workgroups of threads: CUDA, ROCm, Metal, Vulkan, OpenCL."""
