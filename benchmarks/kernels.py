@@ -67,15 +67,15 @@ def measure(device: str, scheme: str, n: int, k: int, activation_bits: int, roun
     import tvm
 
     from mlc_llm.compiler.kernels.cpu.dot import integer_dot
-    from mlc_llm.compiler.kernels.cpu.matmul import Matmul
-    from mlc_llm.compiler.kernels.cpu.storage import GroupStorage, packed_dtype
-    from mlc_llm.compiler.kernels.cpu.table import KernelTable
+    from mlc_llm.compiler.kernels.cpu.table import CpuKernels
+    from mlc_llm.compiler.kernels.operations import Matmul
+    from mlc_llm.compiler.kernels.storage import GroupStorage, packed_dtype
     from mlc_llm.runtime.tvm_runtime import Arena
 
     target = resolve(device)
     bits, zero_point = BITS[scheme]
     storage = GroupStorage(bits, GROUP, packed_dtype("float16", converts_float16=target.converts_float16), zero_point)
-    table, operation = KernelTable(target, activation_bits), Matmul(n, k, storage)
+    table, operation = CpuKernels(target, activation_bits), Matmul(n, k, storage)
     kernels = {name: table.function(operation, single=name == "gemv") for name in ("gemv", "gemm")}
     module = tvm.IRModule({name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()})
     library = tvm.compile(module, target=target.tvm_target())

@@ -12,15 +12,15 @@ from ..runtime.artifact import ChatConfig, KVCacheMetadata, LibraryMetadata, Par
 from ..runtime.errors import EngineError
 from .kernels.cache_kernels import CacheShape
 from .kernels.cpu.sample_token import sampling_kernels
-from .kernels.cpu.table import KernelTable
 from .kernels.kv_cache import PAGE_SIZE, SHEET_PAGES
+from .kernels.table import KernelTable
 from .model.modules import Layers, assign_weights
 from .model.registry import get_architecture
 from .optimization import Optimization
 from .passes.pipeline import pipeline
 from .preflight import explained, require_c_compiler, reserve, workspace
 from .quantization.choice import folder_scheme
-from .target import CompileTarget
+from .target import CompileTarget, code_generation
 
 _THREADS = Path(__file__).parent / "kernels/cpu/threads.c"  # goes into every library
 _ROOM = 16 << 20  # bytes: object files and library of the largest models take a part of it
@@ -51,13 +51,14 @@ def build_library(
         module, metadata, bounds, table = _trace(config, target, opt)
         report(1, 4, "lowering")
         tvm_target = target.tvm_target()
-        with tvm_target, tvm.transform.PassContext(opt_level=opt.passes):
-            module = pipeline(metadata, bounds, table, debug_dump)(module)
-            report(2, 4, "generating machine code")
-            executable = relax.build(module, tvm_target, relax_pipeline=None)
-        report(3, 4, "linking")
-        room.unlink()
-        _link(executable, folder, output, compiler)
+        with code_generation(target):
+            with tvm_target, tvm.transform.PassContext(opt_level=opt.passes):
+                module = pipeline(metadata, bounds, table, debug_dump)(module)
+                report(2, 4, "generating machine code")
+                executable = relax.build(module, tvm_target, relax_pipeline=None)
+            report(3, 4, "linking")
+            room.unlink()
+            _link(executable, folder, output, compiler)
         report(4, 4, "done")
     return metadata
 
@@ -71,7 +72,10 @@ def _trace(
     model = architecture.build(model_config, layers)
     assign_weights(model)
     module, named_parameters = model.export_tvm(spec=model.specification())
+    # what the processor runs, also where a device runs the model: loading, and sampling from logits that it has seen
     for name, function in {**layers.preprocs, **sampling_kernels()}.items():
+        if target.gpu is not None:
+            function = function.with_attr("tirx.is_host_func", True)
         module[name] = function.with_attr("global_symbol", name)
     metadata = _metadata(config, model_config, model.cache.shape, target, named_parameters)
     bounds = {"seq_len": model_config.prefill_chunk_size, "batch_size": model_config.max_batch_size}

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "compiler": (
         *(
             f"runtime.{name}"
-            for name in ("artifact", "checksums", "devices", "errors", "hub", "locks", "policy", "published")
+            for name in ("artifact", "checksums", "errors", "hub", "locks", "policy", "processor", "published")
         ),
         "templates",
     ),

@@ -26,7 +26,6 @@ from tvm import tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
-from ...runtime.errors import UsageError
 from ..target.target import CompileTarget
 from .cache_kernels import CacheKernels, CacheShape
 
@@ -34,32 +33,24 @@ PAGE_SIZE = 16
 SHEET_PAGES = 4  # pages that lie together in memory
 
 
-def _cpu_kernels(cache: CacheShape, target: CompileTarget, activation_bits: int) -> CacheKernels:
-    from .cpu.attention import cache_kernels
-
-    return cache_kernels(cache, target, activation_bits)
-
-
-# How the kernels of a cache are made, by the kind of TVM's target.
-_KERNELS: dict[str, Callable[[CacheShape, CompileTarget, int], CacheKernels]] = {"llvm": _cpu_kernels}
+MakeKernels = Callable[[CacheShape, CompileTarget, int], CacheKernels]
 
 
 class CacheSpec:
     """The cache of one model: its shape, and the kernels of its layers, made once for each kind of layer."""
 
-    def __init__(self, cache: CacheShape, target: CompileTarget, activation_bits: int = 16) -> None:
-        """`activation_bits`: what the products of prefill attention are rounded to; 32 is float32 arithmetic."""
-        kind = target.attributes["kind"]
-        if kind not in _KERNELS:
-            raise UsageError(f"no attention kernels for target {kind!r}: expected one of {', '.join(_KERNELS)}")
-        self.shape, self._target, self._make = cache, target, _KERNELS[kind]
-        self._activation_bits = activation_bits
+    def __init__(self, make: MakeKernels, cache: CacheShape, target: CompileTarget, activation_bits: int = 16) -> None:
+        """`make`: those of the target's family. `activation_bits`: what the products of prefill attention are rounded
+        to; 32 is float32 arithmetic."""
+        self._make = make
+        self.shape, self._target, self._activation_bits = cache, target, activation_bits
         self._kernels: dict[int | None, CacheKernels] = {}
 
     def kernels(self, window: int | None) -> CacheKernels:
         """The kernels of layers whose queries see the last `window` keys; None: all keys."""
         if window not in self._kernels:
-            self._kernels[window] = self._make(replace(self.shape, window=window), self._target, self._activation_bits)
+            shape = replace(self.shape, window=window)
+            self._kernels[window] = self._make(shape, self._target, self._activation_bits)
         return self._kernels[window]
 
     def specification(self, tokens: int | str, sequences: int | str) -> list[Any]:

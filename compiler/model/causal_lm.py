@@ -9,26 +9,10 @@ from typing import Any
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
-from ...runtime.artifact import SAMPLING_BLOCK
 from ..kernels.cache_kernels import CacheShape
-from ..kernels.cpu.layers import last_row
-from ..kernels.cpu.sample_token import SETTINGS, sample_token
 from ..kernels.kv_cache import CacheSpec, PagedKVCache
+from ..kernels.operations import SETTINGS
 from .modules import Layers
-
-
-def sample(logits: Tensor, settings: Tensor, uniforms: Tensor, tokens: Tensor) -> Tensor:
-    """Choose a token from each row of logits [batch, 1, vocab], as `sample_token` does. Returns the logits
-    [batch, vocab]; the tokens are written to `tokens` [batch], as keys and values are to the cache."""
-    rows, _, vocab = logits.shape
-    blocks = -(-vocab // SAMPLING_BLOCK)
-    scratch = [((rows, blocks), "float32"), ((rows, blocks), "float32"), ((rows, vocab), "int32"),
-               ((rows, vocab), "float32")]  # fmt: skip
-    logits = op.reshape(logits, (rows, vocab))
-    arguments, out = [logits, settings, uniforms, tokens], [logits, *(Tensor.placeholder(*one) for one in scratch)]
-    same: Tensor
-    same, *_ = op.tensor_ir_inplace_op(sample_token(), "sample_in_pass", arguments, [0, -1, -1, -1, -1], out)
-    return same
 
 
 class CausalLM(nn.Module):
@@ -48,7 +32,7 @@ class CausalLM(nn.Module):
             config.rope,
             layers.target.kv_dtype(layers.scheme.model_dtype, config.kv_cache_dtype),
         )
-        self.cache = CacheSpec(cache, layers.target, layers.table.activation_bits)
+        self.cache = CacheSpec(layers.family.cache_kernels, cache, layers.target, layers.table.activation_bits)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token ids int32 [seq] -> embeddings [seq, hidden]."""
@@ -70,20 +54,20 @@ class CausalLM(nn.Module):
         """The new tokens of one sequence [seq] -> logits after the last one [1, 1, vocab]."""
         hidden = self._hidden_states(input_ids, kv_cache)
         features = hidden.shape[2]
-        kernel = self.layers.kernel(("last_row", features), last_row, features)
+        kernel = self.layers.table.last_row(features)
         last = op.tensor_ir_op(kernel, "last_row", [hidden], Tensor.placeholder((1, 1, features), "float32"))
         return self.logits(last)
 
     def decode(self, input_ids: Tensor, settings: Tensor, uniforms: Tensor, tokens: Tensor,
                kv_cache: Sequence[Tensor]) -> Tensor:  # fmt: skip
-        """One token of one sequence [1] -> logits [1, vocab], and the next token: see `sample`."""
+        """One token of one sequence [1] -> logits [1, vocab], and the next token: see `families.Family`."""
         return self.batch_decode(input_ids, settings, uniforms, tokens, kv_cache)
 
     def batch_decode(self, input_ids: Tensor, settings: Tensor, uniforms: Tensor, tokens: Tensor,
                      kv_cache: Sequence[Tensor]) -> Tensor:  # fmt: skip
-        """One token of each sequence [batch] -> logits [batch, vocab], and the next tokens: see `sample`."""
+        """One token of each sequence [batch] -> logits [batch, vocab], and the next tokens: see `families.Family`."""
         logits = self.logits(self._hidden_states(input_ids, kv_cache, decodes=True))
-        return sample(logits, settings, uniforms, tokens)
+        return self.layers.family.sample(self.layers.target, logits, settings, uniforms, tokens)
 
     def batch_verify(self, input_ids: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
         """Logits after every token: [total] -> [1, total, vocab]."""
@@ -108,8 +92,9 @@ class CausalLM(nn.Module):
             return {"input_ids": nn.spec.Tensor([count], "int32"), **others, "kv_cache": kv_cache, "$": packed}
 
         def decode(rows: int | str) -> dict[str, Any]:
-            settings = nn.spec.Tensor([rows, len(SETTINGS)], "float64")
-            uniforms, tokens = nn.spec.Tensor([rows], "float64"), nn.spec.Tensor([rows], "int32")
+            dtype = self.layers.family.sampling_dtype
+            settings = nn.spec.Tensor([rows, len(SETTINGS)], dtype)
+            uniforms, tokens = nn.spec.Tensor([rows], dtype), nn.spec.Tensor([rows], "int32")
             return forward(rows, rows, settings=settings, uniforms=uniforms, tokens=tokens)
 
         return {

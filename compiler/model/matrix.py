@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.relax.frontend import nn
 
 from ...runtime.artifact import ParamMetadata, Preproc
-from ..kernels.cpu.storage import (
+from ..kernels.storage import (
     DenseStorage,
     GroupStorage,
     Storage,

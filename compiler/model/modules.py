@@ -11,9 +11,9 @@ from tvm import tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
-from ..kernels.cpu import layers as cpu_layers
-from ..kernels.cpu import table as operations
-from ..kernels.cpu.matmul import Matmul
+from ..kernels import operations
+from ..kernels.families import family
+from ..kernels.operations import Matmul
 from ..quantization.choice import AnyScheme
 from ..target import CompileTarget
 from .architecture import Weight, WeightKind
@@ -25,9 +25,9 @@ class Layers:
 
     def __init__(self, scheme: AnyScheme, target: CompileTarget, activation_bits: int = 16) -> None:
         self.scheme, self.target = scheme, target
-        self.table = operations.KernelTable(target, activation_bits)
+        self.family = family(target)
+        self.table = self.family.table(target, activation_bits)
         self.preprocs: dict[str, tirx.PrimFunc] = {}
-        self._kernels: dict[object, tirx.PrimFunc] = {}
 
     def linear(self, in_features: int, out_features: int, *, bias: bool = False) -> Linear:
         """y = x W^T (+ bias)."""
@@ -56,12 +56,6 @@ class Layers:
     def vector(self, length: int) -> nn.Parameter:
         """A float32 vector in kernels (norm weight, bias), stored in the scheme's dtype."""
         return stored_vector(self.preprocs, self.scheme, length)
-
-    def kernel(self, key: object, make: object, *args: object, **kwargs: object) -> tirx.PrimFunc:
-        """The kernel for `key`, made once."""
-        if key not in self._kernels:
-            self._kernels[key] = make(*args, **kwargs)  # type: ignore[operator]
-        return self._kernels[key]
 
 
 class _MatrixModule(nn.Module):
@@ -123,8 +117,7 @@ class Embedding(_MatrixModule):
     def forward(self, ids: Tensor) -> Tensor:
         """int32 [seq] -> float32 [seq, features]."""
         matrix = self.matrix
-        key = ("embedding", matrix.rows, matrix.columns, matrix.storage)
-        kernel = self.layers_.kernel(key, cpu_layers.embedding, *key[1:])
+        kernel = self.layers_.table.embedding(matrix.rows, matrix.columns, matrix.storage)
         out = Tensor.placeholder((ids.shape[0], matrix.columns), "float32")
         return op.tensor_ir_op(kernel, "embedding", [ids, *matrix.parameters.values()], out)
 

@@ -11,9 +11,9 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from ..kernels.cpu.matmul import Matmul
-from ..kernels.cpu.storage import TILE
-from ..kernels.cpu.table import KernelTable, RMSNorm, Specification, SwiGLU
+from ..kernels.operations import Matmul, RMSNorm, Specification, SwiGLU
+from ..kernels.storage import TILE
+from ..kernels.table import KernelTable
 
 _CALL_TIR = tvm.ir.Op.get("relax.call_tir")
 

@@ -6,7 +6,7 @@ import tvm
 from tvm import relax
 
 from ...runtime.artifact import LibraryMetadata
-from ..kernels.cpu.table import KernelTable
+from ..kernels.table import KernelTable
 from .attach_metadata import AttachMetadata
 from .attach_variable_bounds import AttachVariableBounds
 from .debug_dump import DebugDump

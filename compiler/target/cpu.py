@@ -1,6 +1,7 @@
 """The CPU as a target: which processor, which instruction sets, which vector width."""
 
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ...runtime.errors import UsageError
@@ -89,3 +90,13 @@ def cpu_target(processor: str = "native", host: str = "auto") -> CompileTarget:
         converts_float16="f16c" in wanted or is_aarch64,
         cpu_features=tuple(sorted(wanted.values())),
     )
+
+
+def resolve(variant: str, host: str) -> CompileTarget:
+    """What `--device cpu:<variant>` means."""
+    return cpu_target(variant or "native", host)
+
+
+def code_generation(_: CompileTarget) -> AbstractContextManager[None]:
+    """LLVM needs nothing."""
+    return nullcontext()

@@ -1,6 +1,8 @@
 """A compile target: the device's name, TVM's description of it and what the kernels ask of it."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.artifact import KVDtype
@@ -8,10 +10,6 @@ from ...runtime.errors import UsageError
 
 if TYPE_CHECKING:
     import tvm
-
-# Names that `--device` will take once their kernels exist; told apart from typing errors in the message.
-_KNOWN_DEVICES = ("cuda", "rocm", "metal", "vulkan", "opencl", "webgpu", "iphone", "android")
-
 
 KV_CACHE_DTYPES = ("auto", "int8")  # what a model's `kv_cache_dtype` may be
 
@@ -41,10 +39,12 @@ class CompileTarget:
     gpu: GpuTraits | None = None  # None: the processor itself
 
     def tvm_target(self) -> "tvm.target.Target":
-        """The target as TVM's object."""
+        """The target as TVM's object; a device's one names its host, where what runs on the processor is compiled."""
         import tvm
 
-        return tvm.target.Target(self.attributes)
+        if self.gpu is None:
+            return tvm.target.Target(self.attributes)
+        return tvm.target.Target(self.attributes, host={"kind": "llvm", "mtriple": self.host_triple})
 
     def kv_dtype(self, model_dtype: str, choice: str = "auto") -> KVDtype:
         """Storage type of keys and values: "auto" is float16 for float16 models where the CPU converts it, else
@@ -54,13 +54,26 @@ class CompileTarget:
         return "float16" if model_dtype == "float16" and self.converts_float16 else "float32"
 
 
+# What `--device` takes -> the module beside this one that knows it. Each has `resolve(variant, host) -> CompileTarget`
+# for what follows the colon and `--host`, and `code_generation(target)`, a context in which TVM can compile for it.
+_MODULES = {"auto": "cpu", "cpu": "cpu", "llvm": "cpu"}
+
+
 def resolve_target(device: str = "auto", host: str = "auto") -> CompileTarget:
     """Turn `--device` and `--host` into a target. Raises UsageError that lists what is accepted."""
-    from .cpu import cpu_target
-
     kind, _, variant = device.partition(":")
-    if kind in ("auto", "cpu", "llvm"):
-        return cpu_target(variant or "native", host)
-    if kind in _KNOWN_DEVICES:
-        raise UsageError(f"--device {device}: this version compiles for the CPU only; use --device cpu")
-    raise UsageError(f"--device {device!r} is unknown: expected auto, cpu or cpu:<processor>, as cpu:x86-64-v3")
+    if kind not in _MODULES:
+        names = ", ".join(_MODULES)
+        raise UsageError(f"--device {device!r} is unknown: expected {names}, perhaps with a variant, as cpu:x86-64-v3")
+    target: CompileTarget = _module(kind).resolve(variant, host)
+    return target
+
+
+def code_generation(target: CompileTarget) -> AbstractContextManager[None]:
+    """The context in which a module is built for a target and exported."""
+    context: AbstractContextManager[None] = _module(target.device).code_generation(target)
+    return context
+
+
+def _module(kind: str) -> Any:
+    return import_module(f".{_MODULES[kind]}", __package__)

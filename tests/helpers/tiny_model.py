@@ -22,8 +22,10 @@ from tvm.relax.frontend.nn import op
 from tvm.script import tirx as T
 
 from mlc_llm import __version__
-from mlc_llm.compiler.kernels.cpu.sample_token import SETTINGS, sampling_kernels
-from mlc_llm.compiler.model.causal_lm import sample
+from mlc_llm.compiler.kernels.cpu.sample_in_pass import sample
+from mlc_llm.compiler.kernels.cpu.sample_token import sampling_kernels
+from mlc_llm.compiler.kernels.operations import SETTINGS
+from mlc_llm.compiler.target import resolve_target
 from mlc_llm.runtime.artifact import ChatConfig, model_hash
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, LAYERS, VOCAB, ACTIVE = 32, 4, 2, 8, 2, 264, 259
@@ -119,7 +121,9 @@ class TinyModel(nn.Module):
         return op.matmul(op.tensor_expr_op(last, "last", [self._hidden(ids, kv)]), self.head)
 
     def decode(self, ids: Any, settings: Any, uniforms: Any, chosen: Any, kv: Any) -> Any:
-        return sample(op.matmul(self._hidden(ids, kv, decodes=True), self.head), settings, uniforms, chosen)
+        return sample(
+            resolve_target(), op.matmul(self._hidden(ids, kv, decodes=True), self.head), settings, uniforms, chosen
+        )
 
     batch_decode = decode
 

@@ -18,8 +18,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..builder import load, local, splat, store
+from ..storage import GroupStorage
 from .dot import IntegerDot
-from .storage import GroupStorage
 from .vector import add, reduce
 
 _LARGEST = {8: 127.0, 16: 127.0 * 256}  # bits -> the largest |q|

@@ -26,7 +26,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ...target import CompileTarget
 from ..builder import load, local, splat, store
-from .storage import TILE, lanes
+from ..storage import TILE, lanes
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..builder import kernel, load, local, splat, store, zeros
-from .matmul import Matmul, store_tile
-from .storage import TILE, DenseStorage, GroupStorage, PackedWeight, lanes, tiles
+from ..operations import Matmul
+from ..storage import TILE, DenseStorage, GroupStorage, PackedWeight, lanes, tiles
+from .matmul import store_tile
 
 _ACCUMULATORS = 4
 _MAX_WIDENED_COLUMNS = 2048  # 256 KB for a pair of tiles: fits the L2 cache of anything recent

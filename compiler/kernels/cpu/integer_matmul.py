@@ -17,10 +17,11 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..builder import align_stack, kernel, load, local, parallel, splat, store, zeros
+from ..operations import Matmul
+from ..storage import TILE, PackedWeight, lanes, tiles
 from .activations import ActivationFormat, Activations
 from .dot import IntegerDot
-from .matmul import Matmul, row_value, store_outputs
-from .storage import TILE, PackedWeight, lanes, tiles
+from .matmul import row_value, store_outputs
 
 _ROWS = 64  # rows of a block: their sums for two tiles take 8 KB
 

@@ -7,8 +7,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..builder import kernel, splat
+from ..storage import TILE, PackedWeight, Storage, lanes
 from .matmul import inverse_root_mean_square, silu
-from .storage import TILE, PackedWeight, Storage, lanes
 from .vector import span
 
 _FEW_ROWS = 4  # done before other threads could help

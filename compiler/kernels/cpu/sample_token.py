@@ -20,6 +20,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ....runtime.artifact import SAMPLING_BLOCK
 from ..builder import kernel
+from ..operations import SETTINGS
 from .sampling import block_exp_sum, block_max, is_finite, is_nan, reduce_to_exp_sum, reduce_to_max
 from .vector import Expr, exp2, settled
 
@@ -28,7 +29,6 @@ _BINS = 1 << _DIGIT_BITS
 _FIRST_FLOOR = -8.0  # exponents of 2: nearly all of the weight of most distributions is above it
 _LEAST_WEIGHT = 1e-37
 _LAST_FLOOR = -125.0  # exp2 goes no deeper: what is below has no weight
-SETTINGS = ("scale", "top_k", "top_p", "min_p", "least", "count")
 
 
 class Cell:

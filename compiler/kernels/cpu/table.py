@@ -6,81 +6,19 @@ plain numbers                float_matmul             float_matmul
 """
 # mypy: ignore-errors
 
-from dataclasses import dataclass, field
-
 from tvm import tirx
 
-from ...target import CompileTarget
+from ..operations import Matmul, Operation, RMSNorm, SwiGLU
+from ..storage import DenseStorage, Storage
+from ..table import KernelTable
 from . import float_matmul, integer_matmul, layers
 from .dot import IntegerDot, integer_dot
-from .matmul import Matmul
-from .storage import DenseStorage
-
-_SPECIFICATION = "mlc.specification"  # attribute of a PrimFunc: which entry of the table it is
 
 
-@dataclass(frozen=True)
-class RMSNorm:
-    """x [batch, seq, features] -> x / sqrt(mean(x^2) + eps) * weight."""
-
-    features: int
-    eps: float
-
-
-@dataclass(frozen=True)
-class SwiGLU:
-    """[batch, seq, 2 x features] (gate | up) -> silu(gate) * up."""
-
-    features: int
-
-
-Operation = Matmul | RMSNorm | SwiGLU
-
-
-@dataclass(frozen=True)
-class Specification:
-    """What a kernel computes. `single`: for exactly one row of x, where others take any number."""
-
-    operation: Operation
-    single: bool
-
-
-@dataclass
-class KernelTable:
-    """Makes the kernels of one library, each once, and knows what each of them computes."""
-
-    target: CompileTarget
-    activation_bits: int = 16  # 32: float32 arithmetic
-    _specifications: list[Specification] = field(default_factory=list)
-    _functions: dict[Specification, tirx.PrimFunc] = field(default_factory=dict)
-
-    def function(self, operation: Operation, *, single: bool) -> tirx.PrimFunc:
-        """The kernel of an operation."""
-        specification = Specification(operation, single)
-        if specification not in self._functions:
-            function = self._make(operation, single).with_attr(_SPECIFICATION, len(self._specifications))
-            self._specifications.append(specification)
-            self._functions[specification] = function
-        return self._functions[specification]
-
-    def specification(self, function: tirx.PrimFunc) -> Specification | None:
-        """What a PrimFunc computes, if it came from this table."""
-        number = function.attrs.get(_SPECIFICATION) if function.attrs else None
-        return None if number is None else self._specifications[int(number)]
-
-    def name(self, operation: Operation, *, single: bool) -> str:
-        """The name of a kernel in dumps and profiles."""
-        rows = "gemv" if single else "gemm"
-        if isinstance(operation, Matmul):
-            parts = ["norm"] * (operation.norm_eps is not None) + [
-                f"matmul_{operation.out_features}x{operation.in_features}"
-            ]
-            parts += ["swiglu"] * operation.swiglu + ["add"] * operation.residual
-            return "_".join([*parts, rows])
-        return f"{type(operation).__name__.lower()}_{operation.features}"
+class CpuKernels(KernelTable):
+    """The kernels of the processor."""
 
     def fuses(self, operation: Matmul) -> bool:
-        """Whether the kernel of a multiplication can norm its input and activate its output."""
         return self._dot(operation, 16, single=True) is not None
 
     def _dot(self, operation: Matmul, activation_bits: int, *, single: bool) -> IntegerDot | None:
@@ -104,3 +42,9 @@ class KernelTable:
                 )
             )
         return (integer_matmul.gemv if single else integer_matmul.gemm)(operation, dot, activation_bits)
+
+    def _embedding(self, rows: int, columns: int, storage: Storage) -> tirx.PrimFunc:
+        return layers.embedding(rows, columns, storage)
+
+    def _last_row(self, columns: int) -> tirx.PrimFunc:
+        return layers.last_row(columns)

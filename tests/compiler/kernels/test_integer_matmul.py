@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mlc_llm.compiler.kernels.cpu.dot import integer_dot
 from mlc_llm.compiler.kernels.cpu.integer_matmul import gemm, gemv
-from mlc_llm.compiler.kernels.cpu.matmul import Matmul
-from mlc_llm.compiler.kernels.cpu.storage import TILE, GroupStorage, tiles
+from mlc_llm.compiler.kernels.operations import Matmul
+from mlc_llm.compiler.kernels.storage import TILE, GroupStorage, tiles
 from mlc_llm.compiler.target import CompileTarget, resolve_target
 from mlc_llm.runtime.processor import cpu_features
 

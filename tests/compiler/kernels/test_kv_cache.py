@@ -1,11 +1,9 @@
 """Layers over the runtime's KV cache, traced by Relax: all share one kernel of a kind, and each keeps its own keys."""
 
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
-import pytest
 import tvm
 import tvm_ffi
 from numpy_attention import attention, rotated
@@ -13,11 +11,11 @@ from tvm import relax
 from tvm.relax.frontend import nn
 
 from mlc_llm.compiler.kernels.cache_kernels import CacheShape
+from mlc_llm.compiler.kernels.cpu.attention import cache_kernels
 from mlc_llm.compiler.kernels.kv_cache import PAGE_SIZE, SHEET_PAGES, CacheSpec, PagedKVCache
 from mlc_llm.compiler.model.rope import parse_rope
 from mlc_llm.compiler.target import resolve_target
 from mlc_llm.runtime.artifact import KVCacheMetadata
-from mlc_llm.runtime.errors import UsageError
 from mlc_llm.runtime.kv_cache import KVCache
 
 Array = np.ndarray[Any, Any]
@@ -49,7 +47,7 @@ class Attention(nn.Module):
 
 @cache
 def module() -> tvm.IRModule:
-    spec = CacheSpec(SHAPE, resolve_target("cpu"), activation_bits=32)
+    spec = CacheSpec(cache_kernels, SHAPE, resolve_target("cpu"), activation_bits=32)
 
     def forward(batch: int | str, tokens: int | str) -> dict[str, Any]:
         qkv = nn.spec.Tensor([LAYERS, batch, tokens, WIDTH], "float32")
@@ -124,9 +122,3 @@ def test_layers_of_a_kind_share_one_kernel() -> None:
     names = [variable.name_hint for variable, f in module().functions_items() if isinstance(f, tvm.tirx.PrimFunc)]
     assert len([name for name in names if name.startswith("decode_attention")]) == 2
     assert len([name for name in names if name.startswith("prefill_attention")]) == 2
-
-
-def test_a_target_without_kernels_is_named() -> None:
-    target = replace(resolve_target("cpu"), attributes={"kind": "c"})
-    with pytest.raises(UsageError, match="no attention kernels for target 'c': expected one of llvm"):
-        CacheSpec(SHAPE, target)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mlc_llm.compiler.kernels.cpu.float_matmul import gemm, gemv, tiling
 from mlc_llm.compiler.kernels.cpu.layers import embedding, rms_norm, silu_mul
-from mlc_llm.compiler.kernels.cpu.matmul import Matmul
-from mlc_llm.compiler.kernels.cpu.storage import (
+from mlc_llm.compiler.kernels.operations import Matmul
+from mlc_llm.compiler.kernels.storage import (
     DenseStorage,
     GroupStorage,
     pack_codes,

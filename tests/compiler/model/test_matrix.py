@@ -8,8 +8,8 @@ from gguf_files import random_blocks, stored_weight
 from numpy.typing import NDArray
 
 from mlc_llm.compiler.kernels.cpu.layers import embedding
-from mlc_llm.compiler.kernels.cpu.matmul import Matmul
-from mlc_llm.compiler.kernels.cpu.table import KernelTable
+from mlc_llm.compiler.kernels.cpu.table import CpuKernels
+from mlc_llm.compiler.kernels.operations import Matmul
 from mlc_llm.compiler.model.architecture import Weight
 from mlc_llm.compiler.model.matrix import Matrix
 from mlc_llm.compiler.quantization.blocks import FORMATS, joined_format, take_apart
@@ -78,7 +78,7 @@ def test_a_processor_without_float16_reads_the_same(name: str) -> None:
 @pytest.mark.parametrize("activation_bits", [16, 32])
 def test_products_equal_numpy(name: str, activation_bits: int) -> None:
     kernels = Kernels(name, "native")
-    table = KernelTable(kernels.target, activation_bits)
+    table = CpuKernels(kernels.target, activation_bits)
     operation = Matmul(ROWS, COLUMNS, kernels.matrix.storage)
     kernels.functions |= {name: table.function(operation, single=name == "one") for name in ("one", "many")}
     run = kernels.run()

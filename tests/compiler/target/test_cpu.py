@@ -9,8 +9,8 @@ import tvm
 
 from mlc_llm.compiler.kernels.cpu.dot import integer_dot
 from mlc_llm.compiler.kernels.cpu.integer_matmul import gemv
-from mlc_llm.compiler.kernels.cpu.matmul import Matmul
-from mlc_llm.compiler.kernels.cpu.storage import GroupStorage
+from mlc_llm.compiler.kernels.operations import Matmul
+from mlc_llm.compiler.kernels.storage import GroupStorage
 from mlc_llm.compiler.target import CompileTarget, cpu, resolve_target
 from mlc_llm.runtime.errors import UsageError
 

@@ -1,4 +1,4 @@
-"""How weights lie in memory while CPU kernels read them, and the kernels that bring stored weights there.
+"""How weights lie in memory while kernels read them, and the kernels that bring stored weights there, on the host.
 
 A matrix [N, K] (N output features) is cut into tiles of 16 rows, so that one vector holds 16 outputs
 and no sum ever crosses lanes:
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..builder import Kernel, kernel
-from .vector import float32_of_half_bits
+from .builder import Kernel, kernel
+from .cpu.vector import float32_of_half_bits
 
 TILE = 16  # rows of a tile: one AVX-512 vector, two of AVX2, four of NEON or SSE
 TILE_MULTIPLE = 2  # kernels may take two tiles at a time

@@ -1,0 +1,32 @@
+"""Which kernels a target runs: those of the processor, or those of devices that run workgroups of threads."""
+# mypy: disable-error-code="misc,no-any-return"
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from tvm.relax.frontend.nn import Tensor
+
+from ..target.target import CompileTarget
+from .kv_cache import MakeKernels
+from .table import KernelTable
+
+
+@dataclass(frozen=True)
+class Family:
+    """The kernels of one kind of device."""
+
+    table: Callable[[CompileTarget, int], KernelTable]
+    cache_kernels: MakeKernels
+    # (target, logits [batch, 1, vocab], settings [batch, SETTINGS], uniforms [batch], tokens int32 [batch]): chooses a
+    # token from each row as cpu/sample_token.py describes and writes it to `tokens`, as keys and values are written to
+    # the cache. Returns the logits [batch, vocab].
+    sample: Callable[[CompileTarget, Tensor, Tensor, Tensor, Tensor], Tensor]
+    sampling_dtype: Literal["float32", "float64"]  # of settings and uniforms
+
+
+def family(target: CompileTarget) -> Family:
+    """The kernels of a target."""
+    from .cpu import attention, sample_in_pass, table
+
+    return Family(table.CpuKernels, attention.cache_kernels, sample_in_pass.sample, "float64")
