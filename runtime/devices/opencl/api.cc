@@ -1,0 +1,93 @@
+#include "api.h"
+
+#include <map>
+
+#include "../shared/driver_library.h"
+#include "../shared/text.h"
+
+namespace mlc {
+namespace opencl {
+
+const Api& Api::Get() {
+  static const Api* api = new Api();  // never destroyed: tensors are freed until the process ends
+  return *api;
+}
+
+Api::Api() {
+  DriverLibrary library{"libOpenCL.so.1", "libOpenCL.so", "/vendor/lib64/libOpenCL.so", "/system/vendor/lib64/libOpenCL.so",
+                        "/System/Library/Frameworks/OpenCL.framework/OpenCL"};
+  if (!library.opened()) {
+    problem = Text("no OpenCL: ", library.problem(),
+                   "; install an OpenCL loader (on Debian ocl-icd-libopencl1) and your device's driver");
+    return;
+  }
+#define MLC_OPENCL_FIND(name, result, parameters)                                                     \
+  if (!library.Find("cl" #name, this->name)) {                                                        \
+    problem = "no OpenCL 1.2: libOpenCL.so.1 has no function cl" #name "; install a newer loader or driver"; \
+  }
+  MLC_OPENCL_FUNCTIONS(MLC_OPENCL_FIND)
+#undef MLC_OPENCL_FIND
+}
+
+std::string ErrorName(cl_int code) {
+  static const std::map<cl_int, const char*>& names = *new std::map<cl_int, const char*>{
+      {0, "CL_SUCCESS"},
+      {-1, "CL_DEVICE_NOT_FOUND"},
+      {-2, "CL_DEVICE_NOT_AVAILABLE"},
+      {-3, "CL_COMPILER_NOT_AVAILABLE"},
+      {-4, "CL_MEM_OBJECT_ALLOCATION_FAILURE"},
+      {-5, "CL_OUT_OF_RESOURCES"},
+      {-6, "CL_OUT_OF_HOST_MEMORY"},
+      {-7, "CL_PROFILING_INFO_NOT_AVAILABLE"},
+      {-8, "CL_MEM_COPY_OVERLAP"},
+      {-11, "CL_BUILD_PROGRAM_FAILURE"},
+      {-12, "CL_MAP_FAILURE"},
+      {-13, "CL_MISALIGNED_SUB_BUFFER_OFFSET"},
+      {-14, "CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST"},
+      {-15, "CL_COMPILE_PROGRAM_FAILURE"},
+      {-16, "CL_LINKER_NOT_AVAILABLE"},
+      {-17, "CL_LINK_PROGRAM_FAILURE"},
+      {-18, "CL_DEVICE_PARTITION_FAILED"},
+      {-19, "CL_KERNEL_ARG_INFO_NOT_AVAILABLE"},
+      {-30, "CL_INVALID_VALUE"},
+      {-31, "CL_INVALID_DEVICE_TYPE"},
+      {-32, "CL_INVALID_PLATFORM"},
+      {-33, "CL_INVALID_DEVICE"},
+      {-34, "CL_INVALID_CONTEXT"},
+      {-35, "CL_INVALID_QUEUE_PROPERTIES"},
+      {-36, "CL_INVALID_COMMAND_QUEUE"},
+      {-37, "CL_INVALID_HOST_PTR"},
+      {-38, "CL_INVALID_MEM_OBJECT"},
+      {-42, "CL_INVALID_BINARY"},
+      {-43, "CL_INVALID_BUILD_OPTIONS"},
+      {-44, "CL_INVALID_PROGRAM"},
+      {-45, "CL_INVALID_PROGRAM_EXECUTABLE"},
+      {-46, "CL_INVALID_KERNEL_NAME"},
+      {-47, "CL_INVALID_KERNEL_DEFINITION"},
+      {-48, "CL_INVALID_KERNEL"},
+      {-49, "CL_INVALID_ARG_INDEX"},
+      {-50, "CL_INVALID_ARG_VALUE"},
+      {-51, "CL_INVALID_ARG_SIZE"},
+      {-52, "CL_INVALID_KERNEL_ARGS"},
+      {-53, "CL_INVALID_WORK_DIMENSION"},
+      {-54, "CL_INVALID_WORK_GROUP_SIZE"},
+      {-55, "CL_INVALID_WORK_ITEM_SIZE"},
+      {-56, "CL_INVALID_GLOBAL_OFFSET"},
+      {-57, "CL_INVALID_EVENT_WAIT_LIST"},
+      {-58, "CL_INVALID_EVENT"},
+      {-59, "CL_INVALID_OPERATION"},
+      {-61, "CL_INVALID_BUFFER_SIZE"},
+      {-63, "CL_INVALID_GLOBAL_WORK_SIZE"},
+      {-64, "CL_INVALID_PROPERTY"},
+      {-1001, "CL_PLATFORM_NOT_FOUND_KHR"},
+  };
+  auto found = names.find(code);
+  return found != names.end() ? found->second : Text("OpenCL error ", code);
+}
+
+void Check(cl_int code, const std::string& what) {
+  if (code != CL_SUCCESS) Fail(what, ": ", ErrorName(code));
+}
+
+}  // namespace opencl
+}  // namespace mlc

@@ -1,0 +1,212 @@
+// The kernels of a library: OpenCL C, built by the driver when a kernel first runs and kept on disk.
+#include <tvm/ffi/cast.h>
+#include <tvm/ffi/extra/module.h>
+#include <tvm/ffi/function.h>
+#include <tvm/ffi/reflection/registry.h>
+
+#include <map>
+#include <memory>
+
+#include "../shared/disk_cache.h"
+#include "../shared/kernel.h"
+#include "current_device.h"
+#include "device.h"
+
+namespace mlc {
+namespace opencl {
+namespace {
+
+namespace ffi = tvm::ffi;
+
+const char* const kOptions = "";
+
+// A kernel as one device runs it.
+struct Built {
+  cl_kernel kernel = nullptr;
+  size_t max_threads = 0;
+};
+
+// Kernels by name in the text of a module: each part begins with a comment that names its kernel.
+std::map<std::string, std::string> SplitSource(const std::string& source) {
+  const std::string mark = "// Function: ";
+  std::map<std::string, std::string> parts;
+  for (size_t at = source.find(mark); at != std::string::npos;) {
+    size_t name = at + mark.size(), end_of_line = source.find('\n', name);
+    if (end_of_line == std::string::npos) break;
+    size_t next = source.find(mark, end_of_line);
+    size_t length = next == std::string::npos ? std::string::npos : next - end_of_line;
+    parts[source.substr(name, end_of_line - name)] = source.substr(end_of_line, length);
+    at = next;
+  }
+  return parts;
+}
+
+std::string BuildLog(cl_program program, cl_device_id device) {
+  const Api& api = Api::Get();
+  size_t size = 0;
+  api.GetProgramBuildInfo(program, device, CL_PROGRAM_BUILD_LOG, 0, nullptr, &size);
+  std::string log(size, '\0');
+  if (size != 0) api.GetProgramBuildInfo(program, device, CL_PROGRAM_BUILD_LOG, size, &log[0], nullptr);
+  return log;
+}
+
+std::string Binary(cl_program program) {
+  const Api& api = Api::Get();
+  size_t size = 0;
+  if (api.GetProgramInfo(program, CL_PROGRAM_BINARY_SIZES, sizeof(size), &size, nullptr) != CL_SUCCESS) return "";
+  std::string binary(size, '\0');
+  unsigned char* place = reinterpret_cast<unsigned char*>(&binary[0]);
+  if (size == 0 || api.GetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof(place), &place, nullptr) != CL_SUCCESS) return "";
+  return binary;
+}
+
+// The program that an earlier run has kept; nullptr where there is none that the driver takes.
+cl_program FromBinary(Device& device, const std::string& binary) {
+  const Api& api = Api::Get();
+  const unsigned char* bytes = reinterpret_cast<const unsigned char*>(binary.data());
+  size_t size = binary.size();
+  cl_device_id id = device.id();
+  cl_int status = CL_SUCCESS, code = CL_SUCCESS;
+  cl_program program = api.CreateProgramWithBinary(device.context(), 1, &id, &size, &bytes, &status, &code);
+  if (code != CL_SUCCESS) return nullptr;
+  if (status == CL_SUCCESS && api.BuildProgram(program, 1, &id, kOptions, nullptr, nullptr) == CL_SUCCESS) return program;
+  api.ReleaseProgram(program);
+  return nullptr;
+}
+
+cl_program FromSource(Device& device, const std::string& kernel, const std::string& source) {
+  const Api& api = Api::Get();
+  const char* text = source.data();
+  size_t size = source.size();
+  cl_device_id id = device.id();
+  cl_int code = CL_SUCCESS;
+  cl_program program = api.CreateProgramWithSource(device.context(), 1, &text, &size, &code);
+  Check(code, Text("kernel ", kernel, ": clCreateProgramWithSource"));
+  code = api.BuildProgram(program, 1, &id, kOptions, nullptr, nullptr);
+  if (code != CL_SUCCESS) {
+    std::string reason = FirstError(BuildLog(program, id));
+    api.ReleaseProgram(program);
+    Fail("kernel ", kernel, ": the driver of ", device.limits.name, " rejects it: ", reason, " (", ErrorName(code), ")");
+  }
+  return program;
+}
+
+class OpenCLModule final : public ffi::ModuleObj {
+ public:
+  explicit OpenCLModule(const ffi::Bytes& bytes)
+      : bytes_(bytes), saved_(bytes.data(), bytes.size(), "the library's opencl module") {
+    parts_ = SplitSource(saved_.code);
+    for (const KernelInfo& kernel : saved_.kernels) {
+      if (parts_.find(kernel.name) == parts_.end()) {
+        Fail("the library's opencl module has no text of kernel ", kernel.name, ": compile the library again");
+      }
+      by_name_[kernel.name] = &kernel;
+    }
+  }
+
+  ~OpenCLModule() {
+    for (auto& entry : built_) Api::Get().ReleaseKernel(entry.second.kernel);
+  }
+
+  const char* kind() const final { return "opencl"; }
+  int GetPropertyMask() const final { return ffi::Module::kBinarySerializable | ffi::Module::kRunnable; }
+  ffi::Bytes SaveToBytes() const final { return bytes_; }
+  ffi::String InspectSource(const ffi::String&) const final { return ffi::String(saved_.code); }
+  bool ImplementsFunction(const ffi::String& name) final { return by_name_.count(std::string(name)) != 0; }
+
+  ffi::Optional<ffi::Function> GetFunction(const ffi::String& name) final {
+    auto found = by_name_.find(std::string(name));
+    if (found == by_name_.end()) return std::nullopt;
+    const KernelInfo* info = found->second;
+    auto self = ffi::GetObjectPtr<OpenCLModule>(this);
+    return ffi::Function::FromPacked([self, info](ffi::PackedArgs args, ffi::Any*) { self->Run(*info, args); });
+  }
+
+ private:
+  void Run(const KernelInfo& info, ffi::PackedArgs args) {
+    Launch launch = info.ReadLaunch(args);
+    if (launch.empty()) return;
+    Device& device = Devices::Get()[CurrentDevice()];
+    const Built& built = Kernel(device, info);
+    if (launch.group_threads() > built.max_threads) {
+      Fail("kernel ", info.name, ": wants groups of ", launch.group_threads(), " threads, ", device.limits.name,
+           " runs at most ", built.max_threads, " of this kernel");
+    }
+    for (int axis = 0; axis < 3; ++axis) {
+      if (launch.threads[axis] > device.limits.max_threads_of[axis]) {
+        Fail("kernel ", info.name, ": wants ", launch.threads[axis], " threads along axis ", axis, ", ",
+             device.limits.name, " allows ", device.limits.max_threads_of[axis]);
+      }
+    }
+    device.Run(built.kernel, info, reinterpret_cast<const TVMFFIAny*>(args.data()), launch);
+  }
+
+  const Built& Kernel(Device& device, const KernelInfo& info) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    Built& built = built_[{&device, &info}];
+    if (built.kernel == nullptr) built = Build(device, info);
+    return built;
+  }
+
+  Built Build(Device& device, const KernelInfo& info) {
+    const Api& api = Api::Get();
+    CheckArguments(device, info);
+    const std::string& source = parts_.at(info.name);
+    const Limits& limits = device.limits;
+    std::string identity = Text(limits.platform, "\n", limits.name, "\n", limits.driver, "\n", kOptions, "\n", source);
+    std::optional<std::string> kept = cache_.Get(identity);
+    cl_program program = kept ? FromBinary(device, *kept) : nullptr;
+    if (program == nullptr) {
+      program = FromSource(device, info.name, source);
+      std::string binary = Binary(program);
+      if (!binary.empty()) cache_.Put(identity, binary);
+    }
+    cl_int code = CL_SUCCESS;
+    Built built;
+    built.kernel = api.CreateKernel(program, info.name.c_str(), &code);
+    api.ReleaseProgram(program);  // the kernel keeps it
+    Check(code, Text("kernel ", info.name, ": clCreateKernel"));
+    CheckMemory(device, info, built.kernel);
+    built.max_threads = limits.max_threads;
+    api.GetKernelWorkGroupInfo(built.kernel, device.id(), CL_KERNEL_WORK_GROUP_SIZE, sizeof(size_t), &built.max_threads,
+                               nullptr);
+    return built;
+  }
+
+  static void CheckArguments(const Device& device, const KernelInfo& info) {
+    size_t bytes = 0;
+    for (DLDataType type : info.types) bytes += IsBuffer(type) ? sizeof(cl_mem) : (type.bits + 7) / 8;
+    if (bytes > device.limits.max_argument_bytes) {
+      Fail("kernel ", info.name, ": takes ", bytes, " bytes of arguments, ", device.limits.name, " allows ",
+           device.limits.max_argument_bytes);
+    }
+  }
+
+  static void CheckMemory(const Device& device, const KernelInfo& info, cl_kernel kernel) {
+    cl_ulong bytes = 0;
+    Api::Get().GetKernelWorkGroupInfo(kernel, device.id(), CL_KERNEL_LOCAL_MEM_SIZE, sizeof(bytes), &bytes, nullptr);
+    if (bytes > device.limits.shared_memory) {
+      Api::Get().ReleaseKernel(kernel);
+      Fail("kernel ", info.name, ": wants ", bytes, " bytes of local memory, ", device.limits.name, " has ",
+           device.limits.shared_memory);
+    }
+  }
+
+  const ffi::Bytes bytes_;
+  const SavedModule saved_;
+  const DiskCache cache_{"opencl"};
+  std::map<std::string, std::string> parts_;
+  std::map<std::string, const KernelInfo*> by_name_;
+  std::mutex mutex_;
+  std::map<std::pair<Device*, const KernelInfo*>, Built> built_;
+};
+
+TVM_FFI_STATIC_INIT_BLOCK() {
+  tvm::ffi::reflection::GlobalDef().def("ffi.Module.load_from_bytes.opencl", [](const ffi::Bytes& bytes) {
+    return ffi::Module(ffi::make_object<OpenCLModule>(bytes));
+  });
+}
+
+}  // namespace
+}  // namespace opencl
+}  // namespace mlc
