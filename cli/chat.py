@@ -100,7 +100,7 @@ def open_session(
     from .session import ChatSession
 
     compiled = find_or_compile(model or DEMO_MODEL, quantization, device, overrides)
-    from ..runtime.processor import resolve_device
+    from ..runtime.devices.device import resolve_device
     from ..serve.config import EngineConfig
     from ..serve.engine import MLCEngine
 

@@ -58,7 +58,7 @@ def build_library(
                 executable = relax.build(module, tvm_target, relax_pipeline=None)
             report(3, 4, "linking")
             room.unlink()
-            _link(executable, folder, output, compiler)
+            _link(executable, folder, output, compiler, target.device)
         report(4, 4, "done")
     return metadata
 
@@ -116,11 +116,11 @@ def _metadata(config: ChatConfig, model_config: Any, cache: CacheShape, target: 
     )
 
 
-def _link(executable: Any, folder: Path, output: Path, compiler: str) -> None:
+def _link(executable: Any, folder: Path, output: Path, compiler: str, device: str) -> None:
     """Link in the workspace `folder` and move the library into place."""
     linked = folder / "library.so"
     options = ["-Wl,-s", "-Wl,--build-id=none"]  # no names of temporary files, no id: the same input, the same bytes
-    options += ["-O2", "-pthread"]
+    options += ["-O2", "-pthread", f'-DMLC_DEVICE="{device}"']
     try:
         executable.export_library(
             str(linked), addons=[str(_THREADS)], options=options, cc=compiler, workspace_dir=str(folder)

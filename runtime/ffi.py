@@ -13,9 +13,9 @@ compiler loads TVM's own package into the same process, both speak to one librar
 import ctypes
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-_NONE, _INT, _BOOL, _FLOAT, _RAW_STRING, _SMALL_STRING = 0, 1, 2, 3, 8, 11
+_NONE, _INT, _BOOL, _FLOAT, _DEVICE, _RAW_STRING, _SMALL_STRING = 0, 1, 2, 3, 6, 8, 11
 _STRING, _FUNCTION, _ARRAY, _MODULE = 65, 68, 71, 73
 _FIRST_OBJECT = 64
 HEADER_BYTES, _TYPE_INDEX_AT = 24, 8  # of a TVMFFIObject
@@ -27,6 +27,32 @@ class _ByteArray(ctypes.Structure):
 
 _Result = ctypes.c_int64 * 2  # a TVMFFIAny
 Handle = ctypes.c_void_p
+
+
+DEVICE_TYPES = {"cpu": 1, "cuda": 2, "opencl": 4, "vulkan": 7, "metal": 8, "rocm": 10}  # DLPack's
+
+
+class Device(NamedTuple):
+    """One that tensors lie on, and kernels run on: the processor, or one of a kind by its number."""
+
+    kind: str = "cpu"
+    number: int = 0
+
+    @property
+    def type_code(self) -> int:
+        """DLPack's number of the kind."""
+        return DEVICE_TYPES[self.kind]
+
+    @property
+    def is_host(self) -> bool:
+        """Whether its memory is the process's own."""
+        return self.kind == "cpu"
+
+    def __str__(self) -> str:
+        return self.kind if self.number == 0 else f"{self.kind}:{self.number}"
+
+
+HOST = Device()
 
 
 class FFIError(Exception):
@@ -221,6 +247,8 @@ def _other_argument(argument: object, kept: list[bytes]) -> tuple[int, int, int]
         return _NONE, 0, 0
     if isinstance(argument, float):
         return _FLOAT, 0, struct.unpack("q", struct.pack("d", argument))[0]
+    if isinstance(argument, Device):
+        return _DEVICE, 0, argument.number << 32 | argument.type_code
     if isinstance(argument, str):
         kept.append(argument.encode())
         return _RAW_STRING, 0, ctypes.cast(ctypes.c_char_p(kept[-1]), ctypes.c_void_p).value or 0

@@ -1,12 +1,12 @@
-"""TVM's tensors by ctypes: over memory of TVM's, and over Python's own."""
+"""TVM's tensors by ctypes: over memory of TVM's, on a device too, and over Python's own."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from .ffi import HEADER_BYTES, Handle, Object, check, lib, represent
+from .ffi import DEVICE_TYPES, HEADER_BYTES, Device, Handle, Object, check, global_function, lib, represent, shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,7 @@ _TYPES = {
     "float8_e4m3fn": (10, 8, "uint8"),
     "float8_e5m2": (12, 8, "uint8"),
 }
+_KINDS = {code: kind for kind, code in DEVICE_TYPES.items()}
 _NAMES = {(code, bits): name for name, (code, bits, _) in _TYPES.items()}
 
 
@@ -81,23 +82,48 @@ def numpy_name(dtype: str) -> str:
 
 def tensor(address: int, dtype: str, sizes: Sequence[int], memory: Any) -> "Tensor":
     """A contiguous tensor over what lies at `address`; `memory` owns that, and the tensor keeps it alive."""
-    return _view(_owner_handle(), address, dtype, sizes, memory)
+    return _view(_owner_handle(), _form(address, dtype, sizes), memory)
 
 
-def _view(owner: int, address: int, dtype: str, sizes: Sequence[int], memory: Any) -> "Tensor":
-    form = _form(address, dtype, sizes)
+def empty(sizes: Sequence[int], dtype: str, device: Device) -> "Tensor":
+    """A new tensor in a device's memory. Raises FFIError when there is not that much."""
+    made = global_function("runtime.TVMTensorAllocWithScope")(shape(sizes), dtype, device, None)
+    assert isinstance(made, Tensor)
+    return made
+
+
+def copy(source: "Tensor", target: "Tensor") -> None:
+    """Copy between tensors of as many bytes, at least one of them a device's: later kernels of the device see what was
+    copied to it, and the source may change at once. A copy to the host has come there on return. Raises FFIError."""
+    _function("runtime.TVMTensorCopyFromTo")(source, target)
+    if target.is_host:
+        _function("runtime.Device_StreamSync")(source.device, 0)
+
+
+def copier(source: "Tensor", target: "Tensor") -> Callable[[], Any]:
+    """`copy` from the host to a device, packed once for all."""
+    call: Callable[[], Any] = _function("runtime.TVMTensorCopyFromTo").prepared(source, target)
+    return call
+
+
+_function = cache(global_function)
+
+
+def _view(owner: int, form: _DLTensor, memory: Any) -> "Tensor":
     handle = Handle()
     check(lib.create_view(owner, ctypes.byref(form), ctypes.byref(handle)))
     return Tensor(handle.value or 0, memory)
 
 
-def _form(address: int, dtype: str, sizes: Sequence[int]) -> _DLTensor:
+def _form(
+    address: int, dtype: str, sizes: Sequence[int], device_type: int = _CPU, device_id: int = 0, offset: int = 0
+) -> _DLTensor:
     """A contiguous tensor at `address`; keeps its own shape and strides alive."""
     code, bits, _ = _TYPES[dtype]
     rank = len(sizes)
     extents = (ctypes.c_int64 * rank)(*sizes)
     strides = (ctypes.c_int64 * rank)(*(prod(sizes[axis + 1 :]) for axis in range(rank)))
-    return _DLTensor(address, _CPU, 0, rank, code, bits, 1, extents, strides)
+    return _DLTensor(address, device_type, device_id, rank, code, bits, 1, extents, strides, offset)
 
 
 class Tensor(Object):
@@ -136,8 +162,31 @@ class Tensor(Object):
         return memoryview(exposed).cast("B")
 
     def view(self, sizes: Sequence[int]) -> "Tensor":
-        """The same memory in another shape."""
-        return _view(self.handle, self.address, self.dtype, sizes, self.memory)
+        """The same memory in another shape, or the beginning of it."""
+        own = self._form
+        form = _form(own.data, self.dtype, sizes, own.device_type, own.device_id, own.byte_offset)
+        return _view(self.handle, form, self.memory)
+
+    @property
+    def device(self) -> Device:
+        """Where its memory is."""
+        form = self._form
+        return Device(_KINDS[form.device_type], form.device_id)
+
+    @property
+    def is_host(self) -> bool:
+        """Whether its memory is the process's own."""
+        return bool(self._form.device_type == _CPU)
+
+    def to_host(self) -> "Tensor":
+        """The tensor itself, or a copy in memory of Python's where it lies on a device. Raises FFIError."""
+        if self.is_host:
+            return self
+        memory = bytearray(self.nbytes)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory)) if memory else 0
+        copied = tensor(address, self.dtype, self.shape, memory)
+        copy(self, copied)
+        return copied
 
     def numpy(self) -> "np.ndarray[Any, Any]":
         """A numpy array over the same memory; types that numpy lacks come as their bits."""

@@ -5,15 +5,16 @@ shared page first takes a copy of it. The tensors are those that compiler/kernel
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 from . import ffi
 from .artifact import KVCacheMetadata
 from .errors import EngineError
-from .ffi_tensor import Tensor
-from .tvm_runtime import Arena, nbytes_of
+from .ffi_tensor import empty
+from .staged import Staged
+from .tvm_runtime import Arena, nbytes_of, one_line
 
 _MAX_SLOTS = 1 << 31  # slots are numbered with 32 bits
 
@@ -41,11 +42,18 @@ class KVCache:
     """Sequences of keys and values in pages. Everything is checked before anything changes."""
 
     def __init__(
-        self, layout: KVCacheMetadata, *, max_num_sequence: int, max_total_sequence_length: int, max_new_tokens: int
+        self,
+        layout: KVCacheMetadata,
+        *,
+        max_num_sequence: int,
+        max_total_sequence_length: int,
+        max_new_tokens: int,
+        device: ffi.Device = ffi.HOST,
+        copy_page: Callable[..., Any] | None = None,
     ) -> None:
         """Room for that many sequences with that many tokens in all, of which one forward pass takes
-        `max_new_tokens`. Memory is taken from the system when pages are first used. Raises EngineError when there is
-        not that much.
+        `max_new_tokens`. The host's memory is taken from the system when pages are first used. Raises EngineError when
+        there is not that much. `copy_page(*stored, old, new)` copies a page of a `device`.
         """
         self.page_size = layout.page_size
         self.dtype: str = layout.dtype  # of keys and values
@@ -57,28 +65,34 @@ class KVCache:
         self._free: dict[int, None] = {}  # pages that have been used, or whose sheet has
         self._empty_sheets: dict[int, None] = {}  # those of which all pages are in `_free`
         rows = max(max_new_tokens, max_num_sequence)
-        tables = [(rows,), (rows,), (max_num_sequence + 1,), (max_num_sequence + 1,),
-                  (max_num_sequence * self._num_pages,), (max_num_sequence,), (max_num_sequence + 1,)]  # fmt: skip
+        tables = [rows, rows, max_num_sequence + 1, max_num_sequence + 1,
+                  max_num_sequence * self._num_pages, max_num_sequence, max_num_sequence + 1]  # fmt: skip
         sheets, rows_of_sheet = -(-self._num_pages // layout.sheet_pages), layout.sheet_pages * layout.page_size
         rows_of_kv = (sheets, layout.num_hidden_layers, 2, layout.num_key_value_heads, rows_of_sheet)
-        arrays: list[tuple[tuple[int, ...], str]] = [(shape, "int32") for shape in tables]
-        arrays.append(((*rows_of_kv, layout.head_dim), layout.dtype))
+        stored: list[tuple[tuple[int, ...], str]] = [((*rows_of_kv, layout.head_dim), layout.dtype)]
         if layout.dtype == "int8":
-            arrays.append((rows_of_kv, "float32"))
+            stored.append((rows_of_kv, "float32"))
+        arrays = [((size,), "int32") for size in tables] + (stored if device.is_host else [])
         try:
             if self._num_pages * self.page_size >= _MAX_SLOTS:
                 raise EngineError(f"at most {_MAX_SLOTS - 1} can be numbered")
             arena = Arena(sum(Arena.room(nbytes_of(shape, dtype)) for shape, dtype in arrays))
-        except EngineError as error:
-            raise EngineError(f"a KV cache of {max_total_sequence_length} tokens failed: {error}") from None
+            made = [arena.tensor(shape, dtype) for shape, dtype in arrays]
+            staged = [Staged(table, device) for table in made[:7]]
+            self._stored = made[7:] or [empty(shape, dtype, device) for shape, dtype in stored]
+        except (EngineError, ffi.FFIError) as error:
+            reason = one_line(error)
+            raise EngineError(f"a KV cache of {max_total_sequence_length} tokens failed: {reason}") from None
         self._owners: list[int] = []  # how many sequences hold a page, of those that were ever used
-        made = [arena.tensor(shape, dtype) for shape, dtype in arrays]
-        self._tables, self._each, self._stored = made[:6], made[6], made[7:]
-        numbers = [table.bytes().cast("i") for table in self._tables]
+        self._tables, self._each = staged[:6], staged[6]
+        numbers = [table.numbers for table in self._tables]
         self._positions, self._slots, self._query_starts, self._page_starts, self._pages, self._lengths = numbers
         self._query_starts[0] = self._page_starts[0] = 0
-        self._each.bytes().cast("i")[:] = array("i", range(max_num_sequence + 1))
-        self._bytes = [stored.bytes() for stored in self._stored]
+        self._each.numbers[:] = array("i", range(max_num_sequence + 1))
+        self._each.send(max_num_sequence + 1)
+        self._device, self._copy = device, copy_page
+        self._senders: dict[int, list[Callable[[], Any]]] = {}  # of the tables of a decoding step, by sequences
+        self._bytes = [tensor.bytes() for tensor in self._stored] if device.is_host else []
         self._sheet_pages, self._sheets = layout.sheet_pages, sheets
         self._heads = prod(rows_of_kv[1:4])  # in whose keys or values a sheet has one piece of a page each
         self._table_of: list[int] = []  # the sequences whose pages `_pages` lists
@@ -173,7 +187,7 @@ class KVCache:
             self._list_pages(sequences)
         rows = len(sequences)
         sizes = (start, start, rows + 1, rows + 1, self._page_starts[rows], rows)
-        return ffi.array([*map(_first, self._tables, sizes), *self._stored])
+        return ffi.array([*map(Staged.send, self._tables, sizes), *self._stored])
 
     def begin_decode(self, sequences: Sequence[int]) -> None:
         """Append one token to each of `sequences`, which differ; the forward pass takes `decode_tensors`.
@@ -198,15 +212,31 @@ class KVCache:
             lengths[row] = entry.length
             entry.next_slot += 1
             entry.room -= 1
-        if self._table_of != sequences:
+        listed = self._table_of != sequences
+        if listed:
             self._list_pages(sequences)
+        if not self._device.is_host:
+            self._send(len(entries), listed)
+
+    def _send(self, rows: int, listed: bool) -> None:
+        """Bring the tables of a decoding step to the device."""
+        senders = self._senders.get(rows)
+        if senders is None:
+            positions, slots, _, _, _, lengths = self._tables
+            senders = self._senders[rows] = [table.sender(rows) for table in (positions, slots, lengths)]
+        for send in senders:
+            send()
+        if listed:
+            _, _, _, page_starts, pages, _ = self._tables
+            page_starts.send(rows + 1)
+            pages.send(self._page_starts[rows])
 
     def decode_tensors(self, count: int) -> Any:
         """The tensors of the cache for passes that `begin_decode` begins with `count` sequences: always the same."""
         positions, slots, _, page_starts, pages, lengths = self._tables
         # decoding goes on from page to page, so it gets the whole table
-        tables = [_first(positions, count), _first(slots, count), _first(self._each, count + 1),
-                  _first(page_starts, count + 1), pages, _first(lengths, count)]  # fmt: skip
+        tables = [positions.view(count), slots.view(count), self._each.view(count + 1),
+                  page_starts.view(count + 1), pages.device, lengths.view(count)]  # fmt: skip
         return ffi.array([*tables, *self._stored])
 
     def require_room(self, sequences: Sequence[int], counts: Sequence[int]) -> None:
@@ -302,6 +332,9 @@ class KVCache:
 
     def _copy_page(self, old: int, new: int) -> None:
         """Copy what is stored in a page, one piece for every layer, head, and keys or values."""
+        if self._copy is not None:
+            self._copy(*self._stored, old, new)
+            return
         together = self._sheet_pages
         for memory in self._bytes:
             size = memory.nbytes // (self._sheets * self._heads * together)
@@ -326,8 +359,3 @@ class KVCache:
             self._pages[start:end] = array("i", entry.pages)
             self._page_starts[row + 1] = start = end
         self._table_of = list(sequences)
-
-
-def _first(table: Tensor, count: int) -> Tensor:
-    """The beginning of a table."""
-    return table.view((count,))

@@ -1,6 +1,7 @@
 """A model library: the compiled functions of one model for one target, and the checks that it fits."""
 
 import json
+import mmap
 import zlib
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 from .. import __version__
 from . import ffi
 from .artifact import ChatConfig, LibraryMetadata, model_hash
+from .devices.drivers import load_driver, open_device
 from .elf import read_architecture
 from .errors import ModelFileError
+from .ffi import DEVICE_TYPES, HOST, Device
 from .processor import cpu_features, host_architecture, num_threads
 from .record import RecordError
-from .tvm_runtime import load_runtime, one_line, tvm_version
+from .tvm_runtime import one_line, tvm_version
 
 FUNCTIONS = (
     "prefill",
@@ -26,7 +29,8 @@ FUNCTIONS = (
 )  # fmt: skip
 HIDDEN_STATES = "batch_hidden_states"  # the function that embeddings need; older libraries lack it
 MODEL_FOLDER = "<model folder>"  # stands in a refusal for the folder, which a library does not know
-_CPU = (1, 0)  # DLPack's kDLCPU, device 0
+_MARK = b"\nmlc-device:"  # in the file, before the device and a new line: see compiler/kernels/cpu/threads.c
+_LONGEST_DEVICE = 16
 _POOLED_ALLOCATOR = 2
 # Path of each file that was loaded -> what it was at each time: device, inode, bytes, time of its last change.
 _loaded: dict[str, list[tuple[int, int, int, int]]] = {}
@@ -39,26 +43,31 @@ class Library:
     The checks refuse what does not fit; they are no protection against a hostile file.
     """
 
-    def __init__(self, path: Path, executable: Any, machine: Any, description: str, metadata: LibraryMetadata) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, executable: Any, machine: Any, description: str, metadata: LibraryMetadata,
+        device: Device = HOST,
+    ) -> None:  # fmt: skip
+        self.path, self.device = path, device
         self.metadata = metadata
         self.fingerprint = zlib.crc32(description.encode())  # differs where two libraries describe themselves otherwise
         self._executable = executable
         self._machine = machine
 
     @classmethod
-    def load(cls, path: Path, *, config: ChatConfig | None = None) -> "Library":
+    def load(cls, path: Path, *, config: ChatConfig | None = None, device: Device | None = None) -> "Library":
         """Load a library and check that it fits this machine, this runtime and, where given, a folder's `config`.
 
-        Raises ModelFileError, in one line that says what to run.
+        `device`: what it has to run on; None: the first of the kind that it was compiled for. Raises ModelFileError, in
+        one line that says what to run, EngineError where the device is not there.
         """
-        executable, machine = _load(path)
+        device = _device(path, device)
+        executable, machine = _load(path, device)
         description, metadata = _describe(path, machine)
         _check_runtime(path, metadata)
         _check_processor(path, metadata)
         if config is not None:
             _check_model(path, metadata, config)
-        library = cls(path, executable, machine, description, metadata)
+        library = cls(path, executable, machine, description, metadata, device)
         library._check_functions()
         library.set_threads(num_threads())
         return library
@@ -79,11 +88,12 @@ class Library:
         """The same. Raises ModelFileError if the library has none of that name."""
         function = self.get(name)
         if function is None:
-            raise ModelFileError(f"{self.path} has no function {name!r}: {_recompile()}")
+            raise ModelFileError(f"{self.path} has no function {name!r}: {_recompile(self.path)}")
         return function
 
     def _check_functions(self) -> None:
-        wanted = [*FUNCTIONS, *(step.func_name for param in self.metadata.params for step in param.preprocs)]
+        functions = FUNCTIONS if self.device.is_host else (*FUNCTIONS, "copy_page")
+        wanted = [*functions, *(step.func_name for param in self.metadata.params for step in param.preprocs)]
         for name in dict.fromkeys(wanted):
             self[name]
 
@@ -93,32 +103,64 @@ def read_metadata(path: Path) -> LibraryMetadata:
 
     Raises ModelFileError for a file that is no model library or that cannot be loaded here.
     """
-    return _describe(path, _load(path)[1])[1]
+    return _describe(path, _load(path, None)[1])[1]
 
 
-def _recompile() -> str:
-    return f"run `mlc compile {MODEL_FOLDER} --device cpu`"
+def _recompile(path: Path, device: str | None = None) -> str:
+    """What to do about a library that does not fit: for the device that it was compiled for, or for another one."""
+    return f"run `mlc compile {MODEL_FOLDER} --device {device or read_device(path)}`"
 
 
-def _load(path: Path) -> tuple[Any, Any]:
-    """The executable and its virtual machine. Nothing of the model runs before its metadata has been checked."""
+def _device(path: Path, wanted: Device | None) -> Device:
+    """What a library runs on: `wanted`, if it was compiled for such a device. Raises ModelFileError."""
+    kind = read_device(path)
+    if wanted is not None and wanted.kind != kind:
+        raise ModelFileError(
+            f"{path} was compiled for {kind}, the device here is {wanted}: {_recompile(path, wanted.kind)}"
+        )
+    return wanted or Device(kind)
+
+
+def read_device(path: Path) -> str:
+    """The kind of device that a library was compiled for, read from the file. Raises ModelFileError."""
+    read_architecture(path)  # of a file that is no library, says so
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(_MARK)
+        end = start + len(_MARK) + _LONGEST_DEVICE
+        found = content[start + len(_MARK) : end] if start >= 0 else b""
+    kind = found.partition(b"\n")[0].decode("ascii", "replace") or HOST.kind
+    if kind not in DEVICE_TYPES:
+        raise ModelFileError(f"{path} was compiled for {kind}, which this version does not know: install a newer one")
+    return kind
+
+
+def _load(path: Path, device: Device | None) -> tuple[Any, Any]:
+    """The executable and its virtual machine, on a device or only to be looked at. Nothing of the model runs before its
+    metadata has been checked."""
     architecture = read_architecture(path)
     if architecture != host_architecture():
         raise ModelFileError(
-            f"{path} was compiled for {architecture}, this machine is {host_architecture()}: {_recompile()}"
+            f"{path} was compiled for {architecture}, this machine is {host_architecture()}: {_recompile(path)}"
         )
-    load_runtime()
+    if device is not None:
+        open_device(device)
+    else:
+        load_driver(read_device(path))
+        device = HOST
     try:
         executable = ffi.load_module(_current_name(path))
         if not executable.implements_function("vm_load_executable"):
             raise ModelFileError(f"{path} is not a model library: it holds no compiled model")
         machine = executable["vm_load_executable"]()
-        machine["vm_initialization"](*_CPU, _POOLED_ALLOCATOR)
+        # the processor comes last: it computes shapes
+        devices = dict.fromkeys((device, HOST))
+        places = [number for one in devices for number in (one.type_code, one.number, _POOLED_ALLOCATOR)]
+        machine["vm_initialization"](*places)
     except ModelFileError:
         raise
     except Exception as error:
         raise ModelFileError(
-            f"{path} cannot be loaded by TVM {tvm_version()} ({one_line(error)}): {_recompile()}"
+            f"{path} cannot be loaded by TVM {tvm_version()} ({one_line(error)}): {_recompile(path)}"
         ) from None
     return executable, machine
 
@@ -145,9 +187,9 @@ def _describe(path: Path, machine: Any) -> tuple[str, LibraryMetadata]:
         text = str(machine["_metadata"]())
         return text, LibraryMetadata.model_validate(json.loads(text))
     except RecordError as error:
-        raise ModelFileError(f"{path}: its metadata is not ours ({error}): {_recompile()}") from None
+        raise ModelFileError(f"{path}: its metadata is not ours ({error}): {_recompile(path)}") from None
     except Exception as error:
-        raise ModelFileError(f"{path} is not a model library ({one_line(error)}): {_recompile()}") from None
+        raise ModelFileError(f"{path} is not a model library ({one_line(error)}): {_recompile(path)}") from None
 
 
 def _release(version: str) -> str:
@@ -167,19 +209,17 @@ def _check_runtime(path: Path, metadata: LibraryMetadata) -> None:
         ("mlc-aot", metadata.package_version, __version__, _generation),
     ):
         if same(theirs) != same(ours):
-            raise ModelFileError(f"{path} was compiled with {what} {theirs}, installed is {ours}: {_recompile()}")
+            raise ModelFileError(f"{path} was compiled with {what} {theirs}, installed is {ours}: {_recompile(path)}")
 
 
 def _check_processor(path: Path, metadata: LibraryMetadata) -> None:
-    if metadata.device != "cpu":
-        raise ModelFileError(f"{path} was compiled for {metadata.device}, the device here is cpu: {_recompile()}")
     if not cpu_features():
         return  # not a Linux that tells; loading has succeeded
     missing = sorted(set(metadata.cpu_features) - cpu_features())
     if missing:
         raise ModelFileError(
             f"{path} was compiled for {metadata.target.get('mcpu', 'another CPU')}; "
-            f"this CPU lacks {' '.join(missing)}: {_recompile()}"
+            f"this CPU lacks {' '.join(missing)}: {_recompile(path)}"
         )
 
 
@@ -189,4 +229,6 @@ def _check_model(path: Path, metadata: LibraryMetadata, config: ChatConfig) -> N
         return
     theirs = f"{metadata.model_type} {metadata.quantization}, {metadata.model_hash}"
     ours = f"{config.model_type} {config.quantization}, {wanted}"
-    raise ModelFileError(f"{path} was compiled for another model ({theirs}) than the folder's ({ours}): {_recompile()}")
+    raise ModelFileError(
+        f"{path} was compiled for another model ({theirs}) than the folder's ({ours}): {_recompile(path)}"
+    )

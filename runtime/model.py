@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from .artifact import LibraryMetadata, load_chat_config
 from .derived import Reading
+from .devices.device import parse_device
 from .errors import EngineError, RequestError
 from .ffi import Function
 from .ffi_tensor import Tensor
@@ -14,8 +15,8 @@ from .kv_cache import KVCache
 from .lazy_array import LazyArray
 from .library import HIDDEN_STATES, Library
 from .parameters import Progress, load_parameters
-from .processor import resolve_device
-from .sampling_kernels import Cuts, Draws, LibraryDraws, LibrarySampling, SamplingKernels
+from .sampling_kernels import Cuts, Draws, LibraryDraws, LibrarySampling, SamplingKernels, StagedDraws
+from .staged import Staged
 from .tvm_runtime import ALIGNMENT, Arena, one_line
 
 if TYPE_CHECKING:
@@ -94,8 +95,9 @@ class Model:
         names = ("prefill", "decode", "batch_decode", "batch_verify", HIDDEN_STATES)
         self._functions = {name: library.get(name) for name in names}
         room = max(metadata.prefill_chunk_size, cache.max_num_sequence)
-        self._tokens = Arena(4 * room + ALIGNMENT).tensor((room,), "int32")
-        self._token_buffer = self._tokens.bytes().cast("i")
+        self._device = library.device
+        self._tokens = Staged(Arena(4 * room + ALIGNMENT).tensor((room,), "int32"), self._device)
+        self._token_buffer = self._tokens.numbers
         self._decoders: dict[int, Callable[[], Tensor]] = {}  # by the number of sequences
 
     @classmethod
@@ -104,7 +106,7 @@ class Model:
         folder: Path,
         library: Path | Library,
         *,
-        device: str = "cpu",
+        device: str = "auto",
         max_num_sequence: int,
         max_total_sequence_length: int,
         prefill_chunk_size: int | None = None,
@@ -115,13 +117,13 @@ class Model:
 
         Prompts are computed in pieces of `prefill_chunk_size` tokens at most, or as many as the library takes.
         `progress(done, total)` is called after each parameter; `reading` is what `derived.start_reading` has begun, if
-        anything. Raises UsageError for a device that is not supported,
-        ModelFileError for files that are damaged or do not fit each other, EngineError when memory does not suffice.
+        anything. `device` is for a library that is not loaded yet; "auto": the one that it was compiled for.
+        Raises UsageError for a device that is not known, ModelFileError for files that are damaged or do not fit each
+        other, EngineError when the device is not there, or its memory does not suffice.
         """
-        resolve_device(device)
         config = load_chat_config(folder)
         if isinstance(library, Path):
-            library = Library.load(library, config=config)
+            library = Library.load(library, config=config, device=None if device == "auto" else parse_device(device))
         params = load_parameters(library, folder, progress, reading)
         metadata = library.metadata
         chunk = prefill_chunk_size or metadata.prefill_chunk_size
@@ -130,6 +132,8 @@ class Model:
             max_num_sequence=max_num_sequence + _embedded_at_once(library),
             max_total_sequence_length=max_total_sequence_length,
             max_new_tokens=metadata.prefill_chunk_size,
+            device=library.device,
+            copy_page=None if library.device.is_host else library["copy_page"],
         )
         return cls(library, params, cache, min(metadata.context_window_size, max_total_sequence_length), chunk)
 
@@ -159,6 +163,7 @@ class Model:
         self.pages.require_room([sequence], [len(tokens)])  # for all of them, before the first is computed
         for start in range(0, len(tokens), self.prefill_chunk_size):
             logits = self._forward("prefill", [sequence], [tokens[start : start + self.prefill_chunk_size]])
+        logits = logits.to_host()
         return LazyArray(logits.address, (self.vocab_size,), logits)
 
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits:
@@ -167,7 +172,7 @@ class Model:
         Raises CacheFullError, before anything changes, when the cache has no room for them.
         """
         count = self._check_batch(sequences, tokens)
-        logits = self._decode(self._decoders.get(count) or self._decoder(count), sequences, tokens)
+        logits = self._decode(self._decoders.get(count) or self._decoder(count), sequences, tokens).to_host()
         return LazyArray(logits.address, (count, self.vocab_size), logits, self.metadata.vocab_size)
 
     def decode_and_sample(
@@ -220,7 +225,7 @@ class Model:
         Returns the logits after each of them, one sequence after another, [tokens, vocab]. Raises CacheFullError,
         before anything changes, when the cache has no room for them.
         """
-        logits = self._forward("batch_verify", sequences, tokens)
+        logits = self._forward("batch_verify", sequences, tokens).to_host()
         count = sum(map(len, tokens))
         return LazyArray(logits.address, (count, self.vocab_size), logits, self.metadata.vocab_size)
 
@@ -232,7 +237,7 @@ class Model:
         """
         for some in tokens:
             self._check_tokens(some)
-        states = self._forward(HIDDEN_STATES, sequences, tokens)
+        states = self._forward(HIDDEN_STATES, sequences, tokens).to_host()
         _, count, features = states.shape
         return LazyArray(states.address, (count, features), states).numpy()
 
@@ -245,7 +250,7 @@ class Model:
             start += length
         state = self.pages.begin_forward(sequences, counts)
         try:
-            result: Tensor = self._functions[name](self._tokens.view((count,)), state, self._params)
+            result: Tensor = self._functions[name](self._tokens.send(count), state, self._params)
             return result
         except BaseException as error:
             self._give_up(name, sequences, error)
@@ -254,22 +259,37 @@ class Model:
     def _decoder(self, count: int) -> Callable[[], Tensor]:
         """The pass over the first `count` numbers of the token buffer, for its logits."""
         draws = self.sampling.draws([Cuts()] * count, self.vocab_size)
-        self._decoders[count] = self._decode_function(count).prepared(*self._decode_arguments(draws))
+        staged = StagedDraws(draws, self._device)
+        decode = self._decode_function(count).prepared(*self._decode_arguments(count, staged))
+        self._decoders[count] = self._sent(count, decode)
         return self._decoders[count]
 
     def _sampling_decoder(self, draws: LibraryDraws) -> Callable[[], None]:
         """The same pass for the tokens of `draws`."""
-        arguments = self._decode_arguments(draws)
-        draws.pass_ = self._decode_function(len(draws.tokens)).prepared_without_result(*arguments)
+        count, staged = len(draws.tokens), StagedDraws(draws, self._device)
+        arguments = self._decode_arguments(count, staged)
+        decode = self._decode_function(count).prepared_without_result(*arguments)
+        draws.pass_ = staged.around(self._sent(count, decode))
         return draws.pass_
+
+    def _sent(self, count: int, decode: Callable[[], Result]) -> Callable[[], Result]:
+        """The pass, after the token buffer has been brought to the device."""
+        if self._device.is_host:
+            return decode
+        send = self._tokens.sender(count)
+
+        def send_and_decode() -> Result:
+            send()
+            return decode()
+
+        return send_and_decode
 
     def _decode_function(self, count: int) -> Function:
         function: Function = self._functions["decode" if count == 1 else "batch_decode"]
         return function
 
-    def _decode_arguments(self, draws: LibraryDraws) -> list[Any]:
-        count = len(draws.tokens)
-        return [self._tokens.view((count,)), *draws.tensors, self.pages.decode_tensors(count), self._params]
+    def _decode_arguments(self, count: int, draws: "StagedDraws") -> list[Any]:
+        return [self._tokens.view(count), *draws.tensors, self.pages.decode_tensors(count), self._params]
 
     def _give_up(self, name: str, sequences: Sequence[int], error: BaseException) -> None:
         """Remove the sequences of a pass that failed, half written as they are. Raises EngineError for an Exception."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import derived, ffi
 from .artifact import ParamMetadata, TensorRecord
 from .errors import EngineError, ModelFileError
-from .ffi_tensor import Tensor
+from .ffi_tensor import Tensor, copy, empty
 from .library import Library
 from .tvm_runtime import Arena, nbytes_of, numpy_dtype, one_line, tensor
 
@@ -54,7 +54,24 @@ def load_parameters(
         tensors = [arena.tensor(*form) for form in forms]
         if progress is not None:
             progress(len(params), len(params))
+    if not library.device.is_host:
+        tensors = _moved(tensors, library.device)
     return ffi.array(tensors)
+
+
+def _moved(tensors: list[Tensor], device: ffi.Device) -> list[Tensor]:
+    """The parameters in a device's memory. Raises EngineError when it has too little."""
+    moved = []
+    for parameter in tensors:
+        try:
+            moved.append(empty(parameter.shape, parameter.dtype, device))
+            copy(parameter, moved[-1])
+        except ffi.FFIError as error:
+            total, done = (sum(one.nbytes for one in some) >> 20 for some in (tensors, moved))
+            raise EngineError(
+                f"the weights of {total} MiB do not fit on device {device}: after {done} MiB: {one_line(error)}"
+            ) from None
+    return moved
 
 
 def pack_parameters(

@@ -28,13 +28,6 @@ def _read(path: Path) -> str:
         return ""
 
 
-def resolve_device(name: str) -> str:
-    """The device that `--device` means: "auto" is the processor. Raises UsageError for one that is not supported."""
-    if name in ("auto", "cpu", "cpu:0"):
-        return "cpu"
-    raise UsageError(f"device {name!r} is not supported yet: use 'cpu' or 'auto'")
-
-
 def host_architecture() -> str:
     """The processor's architecture in the spelling of target triples: "x86_64", "aarch64"."""
     return {"AMD64": "x86_64", "arm64": "aarch64"}.get(os.uname().machine, os.uname().machine)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from . import ffi
 from .artifact import SAMPLING_BLOCK
-from .ffi_tensor import Lent, tensor
+from .ffi_tensor import Lent, Tensor, copier, copy, empty, tensor
 from .lazy_array import LazyArray
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ Logits: TypeAlias = "npt.NDArray[np.float32] | LazyArray"
 Blocks: TypeAlias = "npt.NDArray[np.float32]"
 
 _LOG2_E = math.log2(math.e)
+_LARGEST_UNIFORM = 1 - 2**-24  # below 1 as a float32
 _LEAST_EXPONENT = -125.0  # of 2: what is below has no weight for the kernels
 
 
@@ -128,12 +129,12 @@ class LibraryDraws:
             )
         self.vocab_size = vocab_size
         settings = [value for one in cuts for value in (*one.settings, vocab_size)]
-        self._settings = (ctypes.c_double * len(settings))(*settings)
+        self.settings = (ctypes.c_double * len(settings))(*settings)
         self.uniforms: Any = (ctypes.c_double * rows)()
         self.tokens: Any = (ctypes.c_int32 * rows)()
         # for the model's functions: settings, uniforms, tokens
         self.tensors = (
-            tensor(ctypes.addressof(self._settings), "float64", (rows, len(settings) // rows), self._settings),
+            tensor(ctypes.addressof(self.settings), "float64", (rows, len(settings) // rows), self.settings),
             tensor(ctypes.addressof(self.uniforms), "float64", (rows,), self.uniforms),
             tensor(ctypes.addressof(self.tokens), "int32", (rows,), self.tokens),
         )
@@ -167,6 +168,39 @@ class LibraryDraws:
             address += 4 * self._rows * count
         self._logits.point(0, self._rows, stride)
         self._stride = stride
+
+
+class StagedDraws:
+    """What the pass of a model takes of draws: their own tensors on the processor; on a device copies of them, with
+    settings and random numbers of 32 bits."""
+
+    def __init__(self, draws: LibraryDraws, device: ffi.Device) -> None:
+        """Raises FFIError when the device has no memory for them."""
+        self.tensors: tuple[Tensor, ...] = draws.tensors
+        self._draws = draws
+        if device.is_host:
+            return
+        settings, _, tokens = draws.tensors
+        self._settings = (ctypes.c_float * (settings.shape[0] * settings.shape[1]))(*draws.settings)
+        self._uniforms = (ctypes.c_float * len(draws.tokens))()
+        host = [tensor(ctypes.addressof(memory), "float32", shape, memory)
+                for memory, shape in ((self._settings, settings.shape), (self._uniforms, tokens.shape))]  # fmt: skip
+        self.tensors = tuple(empty(one.shape, one.dtype, device) for one in (*host, tokens))
+        copy(host[0], self.tensors[0])
+        self._send, self._tokens = copier(host[1], self.tensors[1]), tokens
+
+    def around(self, decode: Callable[[], None]) -> Callable[[], None]:
+        """The pass, with the draws' random numbers before and their tokens after it."""
+        if self.tensors is self._draws.tensors:
+            return decode
+
+        def send_decode_and_read() -> None:
+            self._uniforms[:] = [min(uniform, _LARGEST_UNIFORM) for uniform in self._draws.uniforms]
+            self._send()
+            decode()
+            copy(self.tensors[2], self._tokens)
+
+        return send_decode_and_read
 
 
 def _address(array: Logits) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtime.artifact import CHAT_CONFIG_NAME, FOLDER_SUFFIX, ChatConfig, is_address, library_places
+from ..runtime.devices.device import parse_device
 from ..runtime.errors import ModelFileError
 from ..runtime.library import MODEL_FOLDER, Library
 from ..runtime.policy import jit_policy
@@ -52,7 +53,7 @@ def find_library(folder: Path, config: ChatConfig, device: str, model_lib: str |
     """Where the library of a model folder is: `model_lib` where it is named; None where there is none yet."""
     if model_lib is not None:
         return Path(model_lib).expanduser()
-    return next((place for place in library_places(folder, config, device) if place.is_file()), None)
+    return next((place for place in library_places(folder, config, parse_device(device).kind) if place.is_file()), None)
 
 
 def open_library(folder: Path, config: ChatConfig, device: str, model_lib: str | None = None) -> Library:
@@ -62,13 +63,14 @@ def open_library(folder: Path, config: ChatConfig, device: str, model_lib: str |
     so, as far as MLC_JIT_POLICY allows. Raises ModelFileError for a named library that does not fit and for one that
     may not be compiled, and what the compiler raises.
     """
+    wanted = parse_device(device)
     if model_lib is not None:
         try:
-            return Library.load(Path(model_lib).expanduser(), config=config)
+            return Library.load(Path(model_lib).expanduser(), config=config, device=wanted)
         except ModelFileError as error:
             raise ModelFileError(str(error).replace(MODEL_FOLDER, shlex.quote(str(folder)))) from None
     policy = jit_policy()
-    places = library_places(folder, config, device)
+    places = library_places(folder, config, wanted.kind)
     reason, output = f"{folder} has no library for {device}", _output(places)
     found = find_library(folder, config, device)
     if found is not None:
@@ -76,7 +78,7 @@ def open_library(folder: Path, config: ChatConfig, device: str, model_lib: str |
         if policy == "REDO":
             return _compile(folder, config, device, output, "MLC_JIT_POLICY is REDO", force=True)
         try:
-            return Library.load(found, config=config)
+            return Library.load(found, config=config, device=wanted)
         except ModelFileError as error:
             reason = str(error).partition(": run `")[0]
     if policy in ("OFF", "READONLY"):
@@ -99,7 +101,8 @@ def _compile(
     print(f"{reason}: compiling {output}", file=sys.stderr, flush=True)
     from ..compiler.compile import compile_library
 
-    return Library.load(compile_library(folder, output, device=device, force=force), config=config)
+    library = compile_library(folder, output, device=device, force=force)
+    return Library.load(library, config=config, device=parse_device(device))
 
 
 def _show_download() -> "Progress":

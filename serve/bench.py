@@ -16,10 +16,11 @@ from typing import Any
 from .. import __version__
 from ..runtime.artifact import LibraryMetadata, ParamMetadata, load_chat_config
 from ..runtime.bandwidth import ReadProbe
+from ..runtime.devices.device import resolve_device
 from ..runtime.errors import EngineError, UsageError
 from ..runtime.library import Library
 from ..runtime.model import Model
-from ..runtime.processor import available_memory, num_threads, processor_name, resolve_device
+from ..runtime.processor import available_memory, num_threads, processor_name
 from ..runtime.tvm_runtime import numpy_dtype, tvm_version
 from .artifacts import open_library
 from .config import EngineConfig, choose_limits
@@ -116,7 +117,7 @@ def bench(
         library = open_library(folder, config, device, model_lib)
     library.set_threads(threads)
     check_workload(work, library.metadata)
-    model = _load(folder, library, device, work)
+    model = _load(folder, library, work)
     load_seconds = perf_counter() - begin
     prefill, decode, rates = _measure(model, work, probe, stage)
     return BenchReport(
@@ -135,7 +136,7 @@ def bench(
     )
 
 
-def _load(folder: Path, library: Library, device: str, work: Workload) -> Model:
+def _load(folder: Path, library: Library, work: Workload) -> Model:
     """The model with a KV cache of the size that the work needs."""
     tokens = work.cache_tokens(library.metadata.kv_cache.page_size)
     wanted = EngineConfig(max_num_sequence=max(work.batch_sizes), max_total_sequence_length=tokens)
@@ -143,7 +144,6 @@ def _load(folder: Path, library: Library, device: str, work: Workload) -> Model:
     return Model.load(
         folder,
         library,
-        device=device,
         max_num_sequence=limits.max_num_sequence,
         max_total_sequence_length=limits.max_total_sequence_length,
     )

@@ -37,12 +37,11 @@ def open_draft(config: EngineConfig, device: str, threads: int, tokenizer: Token
     return Draft(name, folder, chat_config, library)
 
 
-def load_draft(draft: Draft, device: str, limits: Limits, vocab_size: int, *, keeps: bool) -> DraftModel:
+def load_draft(draft: Draft, limits: Limits, vocab_size: int, *, keeps: bool) -> DraftModel:
     """Load a draft model with as much room as the large one has. Raises ModelFileError, EngineError."""
     model = Model.load(
         draft.folder,
         draft.library,
-        device=device,
         max_num_sequence=min(limits.max_num_sequence, draft.library.metadata.max_batch_size),
         max_total_sequence_length=limits.max_total_sequence_length,
     )

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from ..runtime.artifact import ChatConfig, load_chat_config
 from ..runtime.derived import start_reading
+from ..runtime.devices.device import resolve_device
 from ..runtime.errors import ModelFileError
 from ..runtime.generation import Generator
 from ..runtime.model import LanguageModel, Model
-from ..runtime.processor import available_memory, num_threads, resolve_device, return_free_memory
+from ..runtime.processor import available_memory, num_threads, return_free_memory
 from ..runtime.tokenizer import Tokenizer
 from ..templates import ConversationError, Template, load_template
 from .artifacts import find_folder, find_library, open_library
@@ -71,7 +72,6 @@ def load_model(model: str, device: str, model_lib: str | None, mode: Mode, confi
     loaded = Model.load(
         folder,
         library,
-        device=device,
         max_num_sequence=limits.max_num_sequence,
         max_total_sequence_length=limits.max_total_sequence_length,
         prefill_chunk_size=limits.prefill_chunk_size,
@@ -83,7 +83,7 @@ def load_model(model: str, device: str, model_lib: str | None, mode: Mode, confi
     speculation = scheduler.speculation
     speculation.length = config.spec_draft_length
     if draft is not None:
-        speculation.guesser = load_draft(draft, device, limits, assembled.generator.vocab_size, keeps=keeps)
+        speculation.guesser = load_draft(draft, limits, assembled.generator.vocab_size, keeps=keeps)
     elif config.speculative_mode == "disable":
         speculation.guesser = None
     return assembled

@@ -143,7 +143,6 @@ def test_what_cannot_be_honoured_is_refused(mlc: Run, calls: list[Any], argv: li
         (["compile", "no-such-model"], "'no-such-model' does not exist"),
         (["compile", "x", "-q", "q9"], "q9"),
         (["compile", "x", "--opt", "O9"], "--opt 'O9' is unknown: expected O0, O1, O2, O3"),
-        (["compile", "x", "--device", "cuda"], "this version compiles for the CPU only; use --device cpu"),
         (["compile", "x", "--overrides", "contxt_window_size=1"], "did you mean 'context_window_size'"),
         (["gen_config", "x", "-q", "q0f32", "-o", "o", "--tensor-parallel-shards", "2"], "tensor_parallel_shards=2"),
         (["gen_config", "x", "-q", "q0f32", "-o", "o", "--disaggregation", "true"], "disaggregation=1"),

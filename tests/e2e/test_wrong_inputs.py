@@ -38,6 +38,7 @@ VARIES = [
     (r"only \d+ MiB", "only <n> MiB"),
     (r"compiled for \S+; this CPU lacks [\w ]+:", "compiled for <processor>; this CPU lacks <instructions>:"),
     (r"\b\w+-linux-gnu; try", "<triple>; try"),
+    (r"unknown: expected auto, [a-z, ]*, perhaps", "unknown: expected <devices>, perhaps"),
     (r"the model takes \d+ MiB", "the model takes <n> MiB"),
     (r"damaged: \d+ bytes", "damaged: <n> bytes"),
     (r"usable tokenizer \(.*\):", "usable tokenizer (<reason>):"),

@@ -13,6 +13,7 @@ from pydantic_core import _pydantic_core as extension
 from mlc_llm.runtime import library as library_module
 from mlc_llm.runtime.artifact import ChatConfig, load_chat_config
 from mlc_llm.runtime.errors import ModelFileError
+from mlc_llm.runtime.ffi import HOST
 from mlc_llm.runtime.library import FUNCTIONS, Library, read_metadata
 
 
@@ -48,8 +49,9 @@ def load(config: ChatConfig, monkeypatch: pytest.MonkeyPatch) -> Load:
         functions = {name: print for name in FUNCTIONS if name not in without}
         machine = FakeModule({"_metadata": lambda: says, **functions})
         executable = FakeModule({name: print for name in ("transpose_head",) if name not in without})
-        monkeypatch.setattr(library_module, "_load", lambda path: (executable, machine))
-        return Library.load(Path("x.so"), config=config)
+        monkeypatch.setattr(library_module, "_load", lambda path, device: (executable, machine))
+        monkeypatch.setattr(library_module, "read_device", lambda path: fields.get("device", "cpu"))
+        return Library.load(Path("x.so"), config=config, device=HOST)
 
     return loader
 

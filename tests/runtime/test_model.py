@@ -225,9 +225,12 @@ def test_a_cache_that_cannot_be_made_is_one_line(library: Library) -> None:
         Model.load(tiny_model.built(), library, max_num_sequence=1, max_total_sequence_length=1 << 42)
 
 
-def test_only_devices_that_are_there(library: Library) -> None:
-    with pytest.raises(UsageError, match="device 'metal' is not supported yet"):
-        Model.load(tiny_model.built(), library, device="metal", max_num_sequence=1, max_total_sequence_length=64)
+def test_a_library_runs_on_the_device_that_it_was_compiled_for() -> None:
+    folder, sizes = tiny_model.built(), {"max_num_sequence": 1, "max_total_sequence_length": 64}
+    with pytest.raises(ModelFileError, match=r"was compiled for cpu, the device here is metal: .* --device metal"):
+        Model.load(folder, tiny_model.library_path(folder), device="metal", **sizes)
+    with pytest.raises(UsageError, match="device 'tpu' is unknown"):
+        Model.load(folder, tiny_model.library_path(folder), device="tpu", **sizes)
 
 
 def test_a_library_is_loaded_by_its_path_and_must_fit_the_folder(tmp_path: Path) -> None:

@@ -28,16 +28,6 @@ def _fresh_features() -> None:
     processor.cpu_features.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["auto", "cpu", "cpu:0"])
-def test_the_processor_is_the_device(name: str) -> None:
-    assert processor.resolve_device(name) == "cpu"
-
-
-def test_another_device_is_refused_by_name() -> None:
-    with pytest.raises(UsageError, match="device 'cuda' is not supported yet: use 'cpu' or 'auto'"):
-        processor.resolve_device("cuda")
-
-
 @pytest.mark.parametrize(("machine", "triple"), [("AMD64", "x86_64"), ("arm64", "aarch64"), ("riscv64", "riscv64")])
 def test_the_architecture_is_spelled_as_in_triples(machine: str, triple: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine))

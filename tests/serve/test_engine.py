@@ -112,8 +112,8 @@ def test_little_memory_shrinks_the_context_with_a_line(
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="device 'cuda' is not supported yet"):
-        MLCEngine(str(tiny_model.built()), "cuda")
+    with pytest.raises(UsageError, match="device 'tpu' is unknown"):
+        MLCEngine(str(tiny_model.built()), "tpu")
     with pytest.raises(UsageError, match="mode is 'fast'"):
         MLCEngine(str(tiny_model.built()), mode="fast")  # type: ignore[arg-type]
     with pytest.raises(ModelFileError, match=r"x\.so is missing: expected a model library"):

@@ -30,6 +30,12 @@
 #include <stdint.h>
 #include <time.h>
 
+#ifndef MLC_DEVICE
+#define MLC_DEVICE "cpu"
+#endif
+/* What the library is for, where a runtime finds it before it loads anything: runtime/library.py. */
+__attribute__((used)) const char mlc_device[] = "\nmlc-device:" MLC_DEVICE "\n";
+
 #define EXPORTED __attribute__((visibility("default")))
 #define CACHE_LINE __attribute__((aligned(64)))
 #define LOAD(place) __atomic_load_n(&(place), __ATOMIC_SEQ_CST)
