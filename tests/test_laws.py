@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "runtime": ("templates",),
     "templates": (),
 }
-MAY_IMPORT_LAZILY = {"serve": ("compiler",)}
+MAY_IMPORT_LAZILY = {"serve": ("compiler",), "compiler": ("runtime.devices.plugin",)}
 # Third-party packages that a room never imports, not even inside a function.
 NEVER = {
     "serve": {"tvm", "torch", "transformers", "gguf"},

@@ -1,0 +1,71 @@
+"""Vulkan as a target: SPIR-V of our own code generator in the library, compiled by the device's driver."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ...runtime.errors import UsageError
+from .host import host_triple
+from .spirv import emit_kernel, module_bytes
+from .target import CompileTarget, GpuTraits
+
+# Shared memory and threads are what Vulkan devices other than the smallest have (a device must have 16 KB and 128).
+_TRAITS = GpuTraits(max_threads=256, shared_bytes=32 << 10)
+
+
+def resolve(variant: str, host: str) -> CompileTarget:
+    """What `--device vulkan` and `--host` mean. Raises UsageError."""
+    if variant:
+        raise UsageError(f"--device vulkan:{variant} is unknown: expected vulkan")
+    return CompileTarget(
+        device="vulkan",
+        attributes={
+            "kind": "vulkan",
+            "max_num_threads": _TRAITS.max_threads,
+            "max_threads_per_block": _TRAITS.max_threads,
+            "max_shared_memory_per_block": _TRAITS.shared_bytes,
+            "thread_warp_size": 1,
+            "supports_float16": True,
+            "supports_16bit_buffer": True,
+            "supports_8bit_buffer": True,
+            "supports_int8": True,
+            "supports_int16": True,
+            "supports_int64": True,
+        },
+        host_triple=host_triple(host),
+        lanes=4,  # of any processor of the host's architecture: it packs weights
+        vector_registers=16,
+        converts_float16=True,
+        cpu_features=(),
+        gpu=_TRAITS,
+    )
+
+
+@contextmanager
+def code_generation(_: CompileTarget) -> Iterator[None]:
+    """Compile for Vulkan inside: TVM has no code generator of its own for it."""
+    import tvm_ffi
+
+    from ...runtime.devices import plugin
+
+    plugin.load("vulkan")  # its modules carry the kernels into the library; it needs no driver
+    tvm_ffi.register_global_func(_BUILD, _build, override=True)
+    try:
+        yield
+    finally:
+        tvm_ffi.registry.remove_global_func(_BUILD)
+
+
+_BUILD = "target.build.vulkan"
+
+
+def _build(module: Any, target: Any) -> Any:
+    """TVM's hook: lowered device functions -> a runtime module."""
+    import tvm_ffi
+
+    limits = {
+        "max_threads": int(target.attrs["max_threads_per_block"]),
+        "max_shared_bytes": int(target.attrs["max_shared_memory_per_block"]),
+    }
+    kernels = [emit_kernel(function, **limits) for function in module.functions.values()]
+    return tvm_ffi.get_global_func("ffi.Module.load_from_bytes.vulkan")(module_bytes(kernels))
