@@ -15,6 +15,7 @@ class EngineMetrics:
       texts that begin alike, and all. A page that running answers share with kept texts counts as used.
     - prompt_tokens, cached_tokens: of all requests, and how many of them were not computed again.
     - generated_tokens: of all answers. preemptions: answers that had to make room and were resumed.
+    - guessed_tokens, right_tokens: of `speculative_mode`, those that the model has checked and those that it kept.
     - queue_seconds: how long answers waited until they were first computed.
     """
 
@@ -27,6 +28,8 @@ class EngineMetrics:
     cached_tokens: int
     generated_tokens: int
     preemptions: int
+    guessed_tokens: int = 0
+    right_tokens: int = 0
     queue_seconds: Histogram = field(default_factory=Histogram)
 
 
@@ -44,5 +47,7 @@ def metrics_of(generator: Generator) -> EngineMetrics:
         cached_tokens=counters.cached_tokens,
         generated_tokens=counters.generated_tokens,
         preemptions=counters.preemptions,
+        guessed_tokens=scheduler.speculation.guessed_tokens,
+        right_tokens=scheduler.speculation.right_tokens,
         queue_seconds=counters.queue_seconds.copy(),
     )

@@ -30,6 +30,8 @@ _COUNTERS = (
     ("mlc_prompt_tokens_cached", "cached_tokens", "Tokens of prompts that were not computed again."),
     ("mlc_generated_tokens", "generated_tokens", "Tokens of answers."),
     ("mlc_preemptions", "preemptions", "Answers that had to make room and were resumed."),
+    ("mlc_guessed_tokens", "guessed_tokens", "Tokens that were guessed and checked by the model."),
+    ("mlc_guessed_tokens_right", "right_tokens", "Tokens that were guessed and kept."),
 )
 
 

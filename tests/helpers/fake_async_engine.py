@@ -67,7 +67,8 @@ class FakeEngine:
             queued.add(seconds)
         return EngineMetrics(
             running=len(self._gates), waiting=2, kv_pages_used=3, kv_pages_cached=4, kv_pages_total=64,
-            prompt_tokens=100, cached_tokens=60, generated_tokens=40, preemptions=1, queue_seconds=queued,
+            prompt_tokens=100, cached_tokens=60, generated_tokens=40, preemptions=1, guessed_tokens=9,
+            right_tokens=7, queue_seconds=queued,
         )  # fmt: skip
 
     async def complete(self, request: ChatCompletionRequest) -> AsyncGenerator[ChatCompletionStreamResponse, None]:

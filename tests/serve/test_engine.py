@@ -148,10 +148,10 @@ def test_a_draft_model_changes_no_answer(engine: MLCEngine, tmp_path: Path, seed
             answer = drafted.chat.completions.create(**request, n=n)
             expected = engine.chat.completions.create(**request)
             assert [choice.message.content for choice in answer.choices] == [expected.choices[0].message.content] * n
-        speculation = drafted._loaded().generator.scheduler.speculation
-        assert speculation.guessed_tokens > 0
-        assert (speculation.right_tokens == speculation.guessed_tokens) == (seed == 0)
-        assert drafted.metrics().kv_pages_used == 0
+        metrics = drafted.metrics()
+        assert metrics.guessed_tokens > 0
+        assert (metrics.right_tokens == metrics.guessed_tokens) == (seed == 0)
+        assert metrics.kv_pages_used == 0
 
 
 def test_a_draft_of_another_vocabulary_is_refused(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ def test_the_engine_tells_its_figures(serve: Callable[..., Any]) -> None:
     assert found["mlc_prompt_tokens_cached_total tiny"] == 60
     assert found["mlc_generated_tokens_total tiny"] == 40
     assert found["mlc_preemptions_total tiny"] == 1
+    assert found["mlc_guessed_tokens_total tiny"] == 9
+    assert found["mlc_guessed_tokens_right_total tiny"] == 7
     queued = {name.split()[1]: value for name, value in found.items() if name.startswith("mlc_queue_time_seconds_b")}
     assert (queued["0.001"], queued["0.01"], queued["0.025"], queued["300.0"], queued["+Inf"]) == (1, 1, 2, 2, 3)
     assert found["mlc_queue_time_seconds_sum tiny"] == pytest.approx(400.0201)
