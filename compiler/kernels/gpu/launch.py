@@ -23,6 +23,8 @@ def launch(blocks: Sequence, threads: int | Sequence[int]) -> Iterator[tuple[lis
              for axis, extent in zip("xyz", extents, strict=False)]
             for kind, extents in (("blockIdx", list(blocks)), ("threadIdx", threads))
         ]  # fmt: skip
+        # TVM would add barriers wherever it cannot exclude a conflict in shared memory, and fail where it may not
+        stack.enter_context(T.attr(tirx.const(0), "hand_threaded", 1))
         yield tuple(indices)
 
 
@@ -47,3 +49,15 @@ def cell(value, dtype: str = "float32"):
     buffer = private(1, dtype)
     T.buffer_store(buffer, tirx.const(value, dtype) if isinstance(value, int | float) else value, [0])
     return buffer
+
+
+@contextmanager
+def strided(thread, threads: int, count: int) -> Iterator[object]:
+    """Numbers 0..count dealt out to the threads of a workgroup, neighbours to neighbours."""
+    with ExitStack() as stack:
+        turn = stack.enter_context(T.serial(0, -(-count // threads)))
+        number = turn * threads + thread
+        if count % threads:
+            stack.enter_context(T.If(number < count))
+            stack.enter_context(T.Then())
+        yield number
