@@ -29,6 +29,8 @@ MAY_IMPORT = {
             f"runtime.{name}"
             for name in ("artifact", "checksums", "errors", "hub", "locks", "policy", "processor", "published")
         ),
+        "runtime.devices.cuda",  # the cards that are here, and the form of their code in a library
+        "runtime.devices.cuda_code",
         "templates",
     ),
     "runtime": ("templates",),

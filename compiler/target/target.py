@@ -56,7 +56,14 @@ class CompileTarget:
 
 # What `--device` takes -> the module beside this one that knows it. Each has `resolve(variant, host) -> CompileTarget`
 # for what follows the colon and `--host`, and `code_generation(target)`, a context in which TVM can compile for it.
-_MODULES = {"auto": "cpu", "cpu": "cpu", "llvm": "cpu", "opencl": "opencl", "vulkan": "vulkan"}
+_MODULES = {
+    "auto": "cpu",
+    "cpu": "cpu",
+    "llvm": "cpu",
+    "cuda": "cuda",
+    "opencl": "opencl",
+    "vulkan": "vulkan",
+}
 
 
 def resolve_target(device: str = "auto", host: str = "auto") -> CompileTarget:

@@ -1,0 +1,129 @@
+/* A CUDA driver and runtime without a card: memory is the process's own, and what a program asks for is written to
+ * the file $STUB_LOG. It runs no kernels. $STUB_CARDS: the compute capabilities of its cards, as "90,80" (default 90);
+ * $STUB_VERSION: what the driver is for (default 13000); $STUB_LAUNCH: the code that launches return (default 0). */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int Code;
+
+static int number(const char *name, int otherwise) {
+  const char *text = getenv(name);
+  return text ? atoi(text) : otherwise;
+}
+
+static void note(const char *format, ...) {
+  FILE *file = getenv("STUB_LOG") ? fopen(getenv("STUB_LOG"), "a") : NULL;
+  if (!file) return;
+  va_list rest;
+  va_start(rest, format);
+  vfprintf(file, format, rest);
+  va_end(rest);
+  fclose(file);
+}
+
+/* The compute capability of a card, as 90; 0 where there is none. */
+static int card(int index) {
+  const char *text = getenv("STUB_CARDS") ? getenv("STUB_CARDS") : "90";
+  for (; index > 0 && text; --index) text = strchr(text, ',') ? strchr(text, ',') + 1 : NULL;
+  return text ? atoi(text) : 0;
+}
+
+static int cards(void) {
+  int count = 0;
+  while (card(count)) ++count;
+  return count;
+}
+
+#ifdef DRIVER
+typedef struct {
+  unsigned grid[3], block[3], shared;
+  void *stream, *attributes;
+  unsigned count;
+} Launch;
+
+Code cuInit(unsigned flags) { return flags ? 1 : cards() ? 0 : 100; }
+Code cuDriverGetVersion(int *version) { return *version = number("STUB_VERSION", 13000), 0; }
+Code cuDeviceGetCount(int *count) { return *count = cards(), 0; }
+Code cuDeviceGet(int *device, int index) { return *device = index, 0; }
+Code cuDeviceTotalMem_v2(size_t *bytes, int device) { return *bytes = (size_t)(device + 1) << 33, 0; }
+Code cuDeviceGetName(char *name, int size, int device) {
+  return snprintf(name, (size_t)size, "Stub %d", device), 0;
+}
+Code cuDeviceGetAttribute(int *value, int which, int device) {
+  switch (which) {
+    case 1: return *value = 1024, 0;
+    case 8: return *value = 49152, 0;
+    case 10: return *value = 32, 0;
+    case 16: return *value = 132, 0;
+    case 75: return *value = card(device) / 10, 0;
+    case 76: return *value = card(device) % 10, 0;
+  }
+  return 1;
+}
+Code cuGetErrorName(Code code, const char **name) {
+  return *name = code == 209 ? "CUDA_ERROR_NO_BINARY_FOR_GPU" : "CUDA_ERROR_INVALID_VALUE", 0;
+}
+Code cuGetErrorString(Code code, const char **text) { return cuGetErrorName(code, text); }
+Code cuModuleLoadData(void **module, const void *image) {
+  const unsigned char *bytes = image;
+  note("load %02x%02x%02x%02x\n", bytes[0], bytes[1], bytes[2], bytes[3]);
+  return *module = (void *)image, 0;
+}
+Code cuModuleUnload(void *module) { return (void)module, 0; }
+Code cuModuleGetFunction(void **function, void *module, const char *name) {
+  return (void)module, note("function %s\n", name), *function = strdup(name), 0;
+}
+Code cuFuncSetAttribute(void *function, int attribute, int value) {
+  return note("attribute %s %d %d\n", (char *)function, attribute, value), 0;
+}
+Code cuTensorMapEncodeTiled(void) { return 1; }
+Code cuLaunchKernelEx(const Launch *launch, void *function, void **arguments, void **extra) {
+  (void)arguments, (void)extra;
+  note("launch %s %u,%u,%u %u,%u,%u\n", (char *)function, launch->grid[0], launch->grid[1], launch->grid[2],
+       launch->block[0], launch->block[1], launch->block[2]);
+  return number("STUB_LAUNCH", 0);
+}
+#else
+static int current;
+
+Code cudaGetDeviceCount(int *count) { return *count = cards(), 0; }
+Code cudaSetDevice(int device) { return current = device, device < cards() ? 0 : 101; }
+Code cudaGetDevice(int *device) { return *device = current, 0; }
+Code cudaMalloc(void **memory, size_t bytes) { return (*memory = aligned_alloc(256, (bytes + 255) / 256 * 256)) ? 0 : 2; }
+Code cudaMallocHost(void **memory, size_t bytes) { return cudaMalloc(memory, bytes); }
+Code cudaFree(void *memory) { return free(memory), 0; }
+Code cudaFreeHost(void *memory) { return free(memory), 0; }
+Code cudaMemGetInfo(size_t *free_bytes, size_t *bytes) { return *free_bytes = *bytes = (size_t)1 << 33, 0; }
+Code cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *stream) {
+  return (void)stream, note("copy %zu %d\n", bytes, kind), memcpy(to, from, bytes), 0;
+}
+Code cudaStreamSynchronize(void *stream) { return (void)stream, 0; }
+const char *cudaGetErrorName(Code code) { return (void)code, "cudaErrorStub"; }
+const char *cudaGetErrorString(Code code) { return cudaGetErrorName(code); }
+#define UNUSED(name) \
+  Code name(void) { return 1; }
+UNUSED(cudaDeviceGetAttribute)
+UNUSED(cudaEventCreate)
+UNUSED(cudaEventDestroy)
+UNUSED(cudaEventElapsedTime)
+UNUSED(cudaEventRecord)
+UNUSED(cudaEventSynchronize)
+UNUSED(cudaGetDeviceProperties)
+UNUSED(cudaGetLastError)
+UNUSED(cudaGraphDestroy)
+UNUSED(cudaGraphExecDestroy)
+UNUSED(cudaGraphInstantiate)
+UNUSED(cudaGraphLaunch)
+UNUSED(cudaMemcpyPeerAsync)
+UNUSED(cudaPeekAtLastError)
+UNUSED(cudaStreamBeginCapture)
+UNUSED(cudaStreamCreate)
+UNUSED(cudaStreamCreateWithFlags)
+UNUSED(cudaStreamDestroy)
+UNUSED(cudaStreamEndCapture)
+UNUSED(cudaStreamWaitEvent)
+#endif
