@@ -5,6 +5,7 @@ from functools import cache
 from ..errors import EngineError
 from ..ffi import HOST, Device, global_function
 from ..tvm_runtime import load_runtime
+from . import cuda
 
 _EXISTS = 0  # TVM's kExist
 
@@ -23,7 +24,9 @@ def load_driver(kind: str) -> None:
     Raises EngineError.
     """
     load_runtime()
-    if kind != HOST.kind:
+    if kind == "cuda":  # TVM's own, not a plug-in of ours
+        cuda.load()
+    elif kind != HOST.kind:
         from .plugin import load
 
         load(kind)
@@ -31,5 +34,5 @@ def load_driver(kind: str) -> None:
 
 def _problem(kind: str) -> str:
     """What a plug-in says of why it sees no device, or of how many it sees."""
-    problem = str(global_function(f"mlc.{kind}.problem")())
+    problem = cuda.problem() if kind == "cuda" else str(global_function(f"mlc.{kind}.problem")())
     return problem or f"`mlc doctor` lists the devices that {kind} sees"
