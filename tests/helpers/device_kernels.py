@@ -21,7 +21,7 @@ from mlc_llm.runtime.errors import UsageError
 
 Kernel = Callable[..., None]  # takes arrays and numbers; arrays are changed in place
 
-KINDS = ("opencl",)
+KINDS = ("opencl", "vulkan")
 
 
 @cache

@@ -1,0 +1,185 @@
+// TVM's device "vulkan" and its modules of SPIR-V kernels, registered when this library is loaded.
+//
+// A module, little endian: "MLCSPV1\n"; u64 n, then n kernels: string name; types of the arguments; launch tags;
+// u32 x 3 threads of a workgroup; u32 features; u32 bytes of push constants; string SPIR-V. Strings and lists begin with
+// their length as u64. Buffer i is binding i of set 0; scalars are push constants, each aligned to its size.
+
+#include <tvm/ffi/extra/module.h>
+#include <tvm/ffi/reflection/registry.h>
+#include <tvm/ffi/tvm_ffi.h>
+#include <tvm/runtime/device_api.h>
+
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "device.h"
+#include "driver.h"
+#include "kernel.h"
+
+namespace mlc {
+namespace vulkan {
+
+namespace ffi = tvm::ffi;
+
+namespace {
+
+constexpr char kMagic[] = "MLCSPV1\n";
+thread_local int current_device = 0;  // what TVM has set for this thread
+
+uint64_t Address(const void* pointer, size_t offset) { return reinterpret_cast<uint64_t>(pointer) + offset; }
+
+class VulkanDeviceAPI final : public tvm::runtime::DeviceAPI {
+ public:
+  void SetDevice(tvm::Device device) final { current_device = device.device_id; }
+
+  void GetAttr(tvm::Device device, tvm::runtime::DeviceAttrKind kind, ffi::Any* result) final {
+    Driver& driver = Driver::Get();
+    bool exists = driver.Has(device.device_id);
+    if (kind == tvm::runtime::kExist) *result = static_cast<int64_t>(exists);
+    if (kind == tvm::runtime::kExist || !exists) return;
+    const DeviceInfo& info = driver.devices()[static_cast<size_t>(device.device_id)];
+    const VkPhysicalDeviceLimits& limits = info.limits();
+    auto version = [](uint32_t value) { return static_cast<int64_t>((value >> 22 & 0x7f) * 1000 + (value >> 12 & 0x3ff)); };
+    switch (kind) {
+      case tvm::runtime::kMaxThreadsPerBlock: *result = int64_t{limits.maxComputeWorkGroupInvocations}; break;
+      case tvm::runtime::kWarpSize: *result = int64_t{info.subgroup_size}; break;
+      case tvm::runtime::kMaxSharedMemoryPerBlock: *result = int64_t{limits.maxComputeSharedMemorySize}; break;
+      case tvm::runtime::kDeviceName: *result = ffi::String(info.name); break;
+      case tvm::runtime::kApiVersion: *result = version(info.properties.apiVersion); break;
+      case tvm::runtime::kDriverVersion: *result = ffi::String(info.driver); break;
+      case tvm::runtime::kMaxThreadDimensions: {
+        const uint32_t* size = limits.maxComputeWorkGroupSize;
+        *result = ffi::String(Text("[", size[0], ", ", size[1], ", ", size[2], "]"));
+        break;
+      }
+      case tvm::runtime::kTotalGlobalMemory: *result = static_cast<int64_t>(info.total_memory()); break;
+      case tvm::runtime::kAvailableGlobalMemory: {
+        uint64_t in_use = driver.Open(device.device_id).MemoryInUse();
+        *result = static_cast<int64_t>(driver.AvailableMemory(info, in_use));
+        break;
+      }
+      default: break;  // TVM takes a missing value for "unknown"
+    }
+  }
+
+  void* AllocDataSpace(tvm::Device device, size_t bytes, size_t, DLDataType) final {
+    return reinterpret_cast<void*>(Driver::Get().Open(device.device_id).Allocate(bytes));
+  }
+
+  void FreeDataSpace(tvm::Device device, void* pointer) final {
+    Driver::Get().Open(device.device_id).Free(Address(pointer, 0));
+  }
+
+  void StreamSync(tvm::Device device, TVMStreamHandle) final { Driver::Get().Open(device.device_id).Synchronize(); }
+
+  bool SupportsDevicePointerArithmeticsOnHost() final { return true; }
+
+ protected:
+  void CopyDataFromTo(const void* from, size_t from_offset, void* to, size_t to_offset, size_t bytes,
+                      tvm::Device from_device, tvm::Device to_device, DLDataType, TVMStreamHandle) final {
+    if (bytes == 0) return;
+    bool reads = from_device.device_type == kDLVulkan, writes = to_device.device_type == kDLVulkan;
+    Driver& driver = Driver::Get();
+    uint64_t source = Address(from, from_offset), target = Address(to, to_offset);
+    if (reads && writes && from_device.device_id == to_device.device_id) {
+      driver.Open(to_device.device_id).Copy(source, target, bytes);
+    } else if (reads && writes) {
+      std::vector<char> between(bytes);
+      driver.Open(from_device.device_id).Read(source, between.data(), bytes);
+      driver.Open(to_device.device_id).Write(between.data(), target, bytes);
+    } else if (reads) {
+      driver.Open(from_device.device_id).Read(source, reinterpret_cast<void*>(target), bytes);
+    } else {
+      driver.Open(to_device.device_id).Write(reinterpret_cast<const void*>(source), target, bytes);
+    }
+  }
+};
+
+class VulkanModule final : public ffi::ModuleObj {
+ public:
+  explicit VulkanModule(const ffi::Bytes& bytes) : bytes_(bytes.data(), bytes.size()) {
+    SavedBytes reader(bytes_.data(), bytes_.size(), "the library's vulkan module");
+    for (char letter : std::string(kMagic)) {
+      if (reader.Read<char>() != letter) Fail("the library's vulkan module is of another format: compile it again");
+    }
+    constexpr size_t kLeast = 3 * sizeof(uint64_t) + 5 * sizeof(uint32_t) + sizeof(uint64_t);
+    kernels_.resize(reader.ReadCount(kLeast));
+    for (std::unique_ptr<Kernel>& kernel : kernels_) {
+      kernel = std::make_unique<Kernel>(&reader);
+      if (!by_name_.emplace(kernel->info.name, kernel.get()).second) {
+        Fail("the library's vulkan module has two kernels ", kernel->info.name, ": compile it again");
+      }
+    }
+    reader.ExpectEnd();
+  }
+
+  ~VulkanModule() {
+    for (int device : used_on_) {
+      try {
+        Driver::Get().Open(device).Forget(kernels_);
+      } catch (const ffi::Error&) {
+        // A device that is lost takes its kernels with it.
+      }
+    }
+  }
+
+  const char* kind() const final { return "vulkan"; }
+  int GetPropertyMask() const final { return ffi::Module::kBinarySerializable | ffi::Module::kRunnable; }
+  ffi::Bytes SaveToBytes() const final { return ffi::Bytes(bytes_); }
+
+  ffi::Optional<ffi::Function> GetFunction(const ffi::String& name) final {
+    auto found = by_name_.find(std::string(name));
+    if (found == by_name_.end()) return std::nullopt;
+    const Kernel* kernel = found->second;
+    auto keeps = ffi::GetObjectPtr<ffi::Object>(this);
+    return ffi::Function::FromPacked([this, keeps, kernel](ffi::PackedArgs arguments, ffi::Any*) {
+      Launch launch = kernel->info.ReadLaunch(arguments);
+      if (launch.empty()) return;
+      Device& device = Driver::Get().Open(current_device);
+      NoteUse(current_device);
+      device.Run(*kernel, launch, reinterpret_cast<const TVMFFIAny*>(arguments.data()));
+    });
+  }
+
+ private:
+  void NoteUse(int device) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (int used : used_on_) {
+      if (used == device) return;
+    }
+    used_on_.push_back(device);
+  }
+
+  const std::string bytes_;
+  std::vector<std::unique_ptr<Kernel>> kernels_;
+  std::unordered_map<std::string, const Kernel*> by_name_;
+  std::mutex mutex_;
+  std::vector<int> used_on_;  // numbers of devices
+};
+
+ffi::Module Load(const ffi::Bytes& bytes) { return ffi::Module(ffi::make_object<VulkanModule>(bytes)); }
+
+ffi::String Devices() {
+  std::vector<JsonObject> described;
+  for (const DeviceInfo& info : Driver::Get().devices()) described.push_back(info.Describe());
+  return ffi::String(JsonList(described));
+}
+
+}  // namespace
+
+TVM_FFI_STATIC_INIT_BLOCK() {
+  tvm::ffi::reflection::GlobalDef()
+      .def("device_api.vulkan",
+           []() -> void* {
+             static auto* api = new VulkanDeviceAPI();
+             return static_cast<tvm::runtime::DeviceAPI*>(api);
+           })
+      .def("ffi.Module.load_from_bytes.vulkan", Load)
+      .def("mlc.vulkan.devices", Devices)
+      .def("mlc.vulkan.problem", []() { return ffi::String(Driver::Get().problem()); })
+      .def("mlc.vulkan.counters", [](int device) { return ffi::String(Driver::Get().Open(device).Counters()); });
+}
+
+}  // namespace vulkan
+}  // namespace mlc
