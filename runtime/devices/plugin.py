@@ -31,7 +31,7 @@ from ..tvm_runtime import global_function, load_runtime, one_line
 FOLDERS = {"opencl": "opencl", "vulkan": "vulkan", "rocm": "hip"}  # kind of device -> folder of its sources
 _HERE = Path(__file__).parent
 PREBUILT = _HERE / "prebuilt"
-_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-w")
+_FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-w")
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT = 600  # seconds for one file: a loaded machine may be slow
 _SEAL = b"\nmlc plug-in, sha256 of the above: "  # ends a built file, before the digest
@@ -47,11 +47,14 @@ def load(kind: str) -> None:
         load_runtime()
         if _is_loaded(kind):
             return
-        path = prebuilt(kind) or _built(kind)
-        try:
-            ctypes.CDLL(str(path))
-        except OSError as error:
-            raise EngineError(f"the {kind} plug-in {path} cannot be loaded: {one_line(error)}") from None
+        _open(kind, library(kind))
+
+
+def _open(kind: str, path: Path) -> None:
+    try:
+        ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EngineError(f"the {kind} plug-in {path} cannot be loaded: {one_line(error)}") from None
 
 
 def devices(kind: str) -> list[dict[str, Any]]:
@@ -81,10 +84,23 @@ def _is_loaded(kind: str) -> bool:
     return True
 
 
-def prebuilt(kind: str) -> Path | None:
-    """The plug-in that came with the wheel, if it fits the installed TVM and this machine."""
-    path = PREBUILT / file_name(kind)
-    return path if path.is_file() else None
+def library(kind: str) -> Path:
+    """The file of a plug-in: what came with the wheel if it fits the installed TVM and this machine, else what is in
+    the user's cache folder, built now if it is not there whole. Raises EngineError."""
+    prebuilt = PREBUILT / file_name(kind)
+    if prebuilt.is_file():
+        return prebuilt
+    path = cache_home() / "plugins" / prebuilt.name
+    if _is_whole(path):
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_suffix(".lock"), path, lambda note: print(note, file=sys.stderr)):
+            if not _is_whole(path):  # another process may have built it meanwhile
+                compile_plugin(kind, path)
+    except OSError as error:
+        raise EngineError(f"the {kind} plug-in cannot be written to {path.parent}: {error.strerror or error}") from None
+    return path
 
 
 def file_name(kind: str) -> str:
@@ -103,21 +119,6 @@ def sources(kind: str) -> list[Path]:
         raise EngineError(f"there is no plug-in for {kind!r}: expected {', '.join(FOLDERS)}")
     folders = (_HERE / "shared", _HERE / FOLDERS[kind])
     return sorted(path for folder in folders for path in folder.glob("*.*") if path.suffix in (".cc", ".h"))
-
-
-def _built(kind: str) -> Path:
-    """The plug-in in the user's cache folder, built now if it is not there whole."""
-    path = cache_home() / "plugins" / file_name(kind)
-    if _is_whole(path):
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_suffix(".lock"), path, lambda note: print(note, file=sys.stderr)):
-            if not _is_whole(path):  # another process may have built it meanwhile
-                compile_plugin(kind, path)
-    except OSError as error:
-        raise EngineError(f"the {kind} plug-in cannot be written to {path.parent}: {error.strerror or error}") from None
-    return path
 
 
 def _is_whole(path: Path) -> bool:

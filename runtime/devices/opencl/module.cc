@@ -4,8 +4,9 @@
 #include <tvm/ffi/function.h>
 #include <tvm/ffi/reflection/registry.h>
 
+#include <cstdlib>
 #include <map>
-#include <memory>
+#include <optional>
 
 #include "../shared/disk_cache.h"
 #include "../shared/kernel.h"
@@ -25,6 +26,13 @@ struct Built {
   cl_kernel kernel = nullptr;
   size_t max_threads = 0;
 };
+
+// Whether to keep what the driver made of a kernel. PoCL keeps it itself, and compiles once more to hand it out.
+bool KeepsBinaries(const Limits& limits) {
+  const char* wish = std::getenv("MLC_OPENCL_CACHE");
+  if (wish != nullptr && *wish != '\0') return std::string(wish) != "0";
+  return limits.platform.find("Portable Computing Language") == std::string::npos;
+}
 
 // Kernels by name in the text of a module: each part begins with a comment that names its kernel.
 std::map<std::string, std::string> SplitSource(const std::string& source) {
@@ -154,12 +162,12 @@ class OpenCLModule final : public ffi::ModuleObj {
     const std::string& source = parts_.at(info.name);
     const Limits& limits = device.limits;
     std::string identity = Text(limits.platform, "\n", limits.name, "\n", limits.driver, "\n", kOptions, "\n", source);
-    std::optional<std::string> kept = cache_.Get(identity);
+    bool keeps = KeepsBinaries(limits) && cache_.usable();
+    std::optional<std::string> kept = keeps ? cache_.Get(identity) : std::nullopt;
     cl_program program = kept ? FromBinary(device, *kept) : nullptr;
     if (program == nullptr) {
       program = FromSource(device, info.name, source);
-      std::string binary = Binary(program);
-      if (!binary.empty()) cache_.Put(identity, binary);
+      if (keeps) cache_.Put(identity, Binary(program));
     }
     cl_int code = CL_SUCCESS;
     Built built;

@@ -37,9 +37,11 @@ class DiskCache {
     folder_ = base + "/kernels/" + kind;
   }
 
+  bool usable() const { return !folder_.empty(); }
+
   // What was kept for `identity`; nothing where there is no file, or one that is damaged or of something else.
   std::optional<std::string> Get(const std::string& identity) const {
-    if (folder_.empty()) return std::nullopt;
+    if (!usable()) return std::nullopt;
     std::ifstream file(Path(identity), std::ios::binary);
     if (!file) return std::nullopt;
     std::string found((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
@@ -52,7 +54,7 @@ class DiskCache {
 
   // Keeps `bytes` for `identity`, whole or not at all. That it cannot be written is no error: the next run builds again.
   void Put(const std::string& identity, const std::string& bytes) const {
-    if (folder_.empty()) return;
+    if (!usable() || bytes.empty()) return;
     for (size_t slash = folder_.find('/', 1); slash != std::string::npos; slash = folder_.find('/', slash + 1)) {
       mkdir(folder_.substr(0, slash).c_str(), 0755);
     }
