@@ -31,6 +31,7 @@ MAY_IMPORT = {
         ),
         "runtime.devices.cuda",  # the cards that are here, and the form of their code in a library
         "runtime.devices.cuda_code",
+        "runtime.devices.rocm",
         "templates",
     ),
     "runtime": ("templates",),

@@ -62,6 +62,7 @@ _MODULES = {
     "llvm": "cpu",
     "cuda": "cuda",
     "opencl": "opencl",
+    "rocm": "rocm",
     "vulkan": "vulkan",
 }
 

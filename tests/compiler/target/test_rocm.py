@@ -1,0 +1,173 @@
+"""ROCm targets: what their names mean, and the code objects that a library carries. No ROCm and no card is needed."""
+
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tvm
+from small_kernels import THREADS, small_module
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from mlc_llm.compiler.kernels.builder import kernel
+from mlc_llm.compiler.kernels.gpu.launch import launch
+from mlc_llm.compiler.target import code_generation, lld, resolve_target, rocm
+from mlc_llm.runtime.errors import EngineError, UsageError
+
+_HOST = "x86_64-linux-gnu"
+_MACHINES = {"gfx90a": 0x3F, "gfx942": 0x4C, "gfx1030": 0x36, "gfx1100": 0x41, "gfx1201": 0x4E}  # EF_AMDGPU_MACH
+
+
+@pytest.fixture(autouse=True)
+def _linker() -> None:
+    try:
+        lld.find_lld()
+    except EngineError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(
+    ("variant", "architectures", "subgroup"),
+    [
+        ("gfx1100", ["gfx1100"], 32),
+        ("gfx942", ["gfx942"], 64),
+        ("gfx90a, gfx942,gfx90a", ["gfx90a", "gfx942"], 64),
+        ("gfx1030,gfx1201", ["gfx1030", "gfx1201"], 32),
+        ("gfx1100,gfx942", ["gfx1100", "gfx942"], 0),
+    ],
+)
+def test_architectures_of_a_name(variant: str, architectures: list[str], subgroup: int) -> None:
+    target = resolve_target(f"rocm:{variant}", _HOST)
+    assert target.device == "rocm"
+    assert target.attributes["keys"] == ["rocm", "gpu", *architectures]
+    assert target.gpu is not None
+    assert (target.gpu.max_threads, target.gpu.subgroup) == (256, subgroup)
+
+
+@pytest.mark.parametrize("name", ["gfx1", "gfx9999", "rdna3", "gfx1100,", "sm_90", "gfx11-generic", "GFX1100"])
+def test_an_unknown_architecture_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"^--device rocm:.*: LLVM knows no architecture .*; expected one as gfx90a"):
+        resolve_target(f"rocm:{name}")
+
+
+@pytest.mark.parametrize("name", ["rocm", "rocm:native"])
+def test_without_a_name_the_cards_of_this_machine_count(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rocm, "architectures_here", lambda: ["gfx1100", "gfx1100"])
+    assert resolve_target(name, _HOST).attributes["mcpu"] == "gfx1100"
+    monkeypatch.setattr(rocm, "architectures_here", list)
+    with pytest.raises(UsageError, match=r"^--device rocm: this machine has no AMD card; name architectures, as rocm:"):
+        resolve_target(name, _HOST)
+
+
+def _exported(device: str, folder: Path, module: tvm.IRModule) -> dict[str, bytes]:
+    """The code objects of a library of `module`, by architecture."""
+    target = resolve_target(device, _HOST)
+    with code_generation(target):
+        tvm.compile(module, target=target.tvm_target()).export_library(str(folder / "kernels.so"))
+    library = (folder / "kernels.so").read_bytes()
+    at = library.index(rocm.MAGIC) + len(rocm.MAGIC)
+    parts = []
+    (count,) = struct.unpack_from("<Q", library, at)
+    at += 8
+    for _ in range(2 * count):
+        (size,) = struct.unpack_from("<Q", library, at)
+        parts.append(library[at + 8 : at + 8 + size])
+        at += 8 + size
+    return {name.decode(): code for name, code in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def _symbols(code: bytes) -> Iterator[tuple[str, int]]:
+    """Names and sections of the dynamic symbols of an ELF file; section 0 means undefined."""
+    (sections,) = struct.unpack_from("<Q", code, 40)
+    size, count = struct.unpack_from("<HH", code, 58)
+    headers = [struct.unpack_from("<IIQQQQIIQQ", code, sections + size * i) for i in range(count)]
+    table = next(header for header in headers if header[1] == 11)  # SHT_DYNSYM
+    names = headers[table[6]][4]
+    for at in range(table[4] + 24, table[4] + table[5], 24):
+        name, _, _, section = struct.unpack_from("<IBBH", code, at)
+        yield code[names + name : code.index(b"\0", names + name)].decode(), section
+
+
+@pytest.mark.parametrize("device", ["gfx90a,gfx942,gfx1030,gfx1100,gfx1201"])
+def test_a_library_carries_a_code_object_for_each_architecture(
+    device: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    objects = _exported(f"rocm:{device}", tmp_path, small_module())
+    assert list(objects) == device.split(",")
+    for name, code in objects.items():
+        # ELF of 64 bits, AMD's HSA as the system, version 5 of its code objects
+        assert code[:9] == b"\x7fELF\x02\x01\x01\x40\x03"
+        machine, flags = struct.unpack_from("<H", code, 18)[0], struct.unpack_from("<I", code, 48)[0]
+        assert (machine, flags & 0xFF) == (224, _MACHINES[name])  # EM_AMDGPU
+        symbols = dict(_symbols(code))
+        assert {"turned_rows_kernel.kd", "shuffled_sums_kernel.kd"} <= set(symbols)
+        assert 0 not in symbols.values()
+        for note in (b"amdhsa.kernels", b"turned_rows_kernel", f"amdgcn-amd-amdhsa-hcc-{name}".encode()):
+            assert note in code
+        _disassembles(code, name, tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+def _disassembles(code: bytes, name: str, folder: Path) -> None:
+    """Every instruction is one that a card of the architecture has, where LLVM's disassembler is installed."""
+    program = shutil.which("llvm-objdump-19") or shutil.which("llvm-objdump")
+    if program is None:
+        return
+    path = folder / "code.hsaco"
+    path.write_bytes(code)
+    text = subprocess.run(
+        [program, "-d", f"--mcpu={name}", str(path)], capture_output=True, text=True, check=True
+    ).stdout
+    assert re.search(r"<turned_rows_kernel>:\n\s+\w+", text)
+    assert "s_endpgm" in text
+    assert "<unknown>" not in text
+
+
+def _kernel_of(function: Any) -> tvm.IRModule:
+    """A module with a kernel that applies a function to numbers."""
+    with kernel("apply") as k:
+        x, y = k.input("x", (THREADS,), "float32"), k.input("y", (THREADS,), "float32")
+        with k.body(), launch([1], THREADS) as (_, (i,)):
+            T.buffer_store(y, function(x[i]), [i])
+    return tvm.IRModule({"apply": k.function.with_attr("global_symbol", "apply")})
+
+
+_FUNCTIONS = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "erf", "floor", "abs")
+
+
+def test_functions_that_kernels_may_use(tmp_path: Path) -> None:
+    def total(x: Any) -> Any:
+        return sum((getattr(tirx, name)(x) for name in _FUNCTIONS), tirx.pow(x, x))
+
+    for code in _exported("rocm:gfx1100,gfx942", tmp_path, _kernel_of(total)).values():
+        assert 0 not in dict(_symbols(code)).values()
+
+
+def test_a_function_that_cards_lack_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"^.*ld.lld.* does not link the kernels: .*undefined symbol: tanf$"):
+        _exported("rocm:gfx1100", tmp_path, _kernel_of(tirx.tan))
+
+
+def test_without_a_linker_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    lld.find_lld.cache_clear()
+    monkeypatch.setattr(lld, "_candidates", lambda: iter([("old-lld",)]))
+    monkeypatch.setattr(lld, "_version", lambda _: 14)
+    with pytest.raises(EngineError, match=r"LLVM 15 or newer \(old-lld is version 14\): `pip install ziglang` or"):
+        resolve_target("rocm:gfx1100")
+    lld.find_lld.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(4))
+def test_every_linker_of_this_machine_will_do(index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [command for command in lld._candidates() if lld._version(command) >= 15]
+    if index >= len(found):
+        pytest.skip(f"this machine has {len(found)} linkers")
+    monkeypatch.setattr(lld, "find_lld", lambda: found[index])
+    (code,) = _exported("rocm:gfx1100", tmp_path, small_module()).values()
+    assert "turned_rows_kernel.kd" in dict(_symbols(code))
