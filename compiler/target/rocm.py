@@ -8,7 +8,7 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -112,7 +112,7 @@ def code_generation(target: CompileTarget) -> Iterator[None]:
         # TVM saves what the last call returns
         return _packed(dict(zip(architectures, made, strict=True))) if len(made) == len(architectures) else made[-1]
 
-    hooks = {
+    hooks: dict[str, Callable[..., Any]] = {
         "target.build.rocm": build_all,
         "tvm_callback_rocm_link": linked,
         "tvm_callback_rocm_bitcode_path": lambda *_: [],
