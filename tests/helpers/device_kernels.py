@@ -1,11 +1,7 @@
 """Kernels compiled for a device of this machine and called with numpy arrays. Devices that run on the processor (PoCL
 for OpenCL, lavapipe for Vulkan) are good at finding what is missing between threads: none runs in lockstep there."""
 
-import ctypes
-import os
-import platform
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +12,7 @@ import pytest
 import tvm
 
 from mlc_llm.compiler.target import CompileTarget, code_generation, resolve_target
-from mlc_llm.compiler.target.target import GpuTraits
-from mlc_llm.runtime.errors import UsageError
+from mlc_llm.runtime.devices import plugin
 
 Kernel = Callable[..., None]  # takes arrays and numbers; arrays are changed in place
 
@@ -27,25 +22,13 @@ KINDS = ("opencl", "vulkan")
 @cache
 def device_target(kind: str) -> CompileTarget:
     """The target that libraries for this kind of device are compiled for."""
-    try:
-        return resolve_target(kind)
-    except UsageError:  # no code generation of ours: plain OpenCL C
-        attributes = {"kind": kind, "max_num_threads": 256}
-        triple = f"{platform.machine()}-linux-gnu"
-        return CompileTarget(kind, attributes, triple, 16, 32, False, (), GpuTraits())
+    return resolve_target(kind)
 
 
 @cache
 def device(kind: str) -> Any:
     """TVM's device, with its plug-in loaded; None where this machine has none."""
-    if kind == "opencl" and "MLC_TEST_OPENCL_PLUGIN" in os.environ:
-        ctypes.CDLL(os.environ["MLC_TEST_OPENCL_PLUGIN"], ctypes.RTLD_GLOBAL)
-    else:
-        try:
-            from mlc_llm.runtime.devices import plugin
-        except ImportError:
-            return None
-        plugin.load(kind)
+    plugin.load(kind)
     found = tvm.device(kind, 0)
     return found if found.exist else None
 
@@ -58,18 +41,11 @@ def device_kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def _code_generation(target: CompileTarget) -> AbstractContextManager[None]:
-    try:
-        return code_generation(target)
-    except KeyError:
-        return nullcontext()
-
-
 def compile_kernels(functions: Mapping[str, tvm.tirx.PrimFunc], kind: str) -> dict[str, Kernel]:
     """The kernels as Python functions, compiled together. Each may have any number of launches."""
     target, at = device_target(kind), device(kind)
     module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
-    with TemporaryDirectory() as folder, _code_generation(target):
+    with TemporaryDirectory() as folder, code_generation(target):
         path = str(Path(folder, "kernels.so"))
         tvm.compile(module, target=target.tvm_target()).export_library(path)
         library = tvm.runtime.load_module(path)  # as a model's: what compiles is no runtime of its devices

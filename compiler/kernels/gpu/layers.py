@@ -1,0 +1,93 @@
+"""The small kernels between the multiplications: embedding rows, RMS norm, SwiGLU, row selection. Each reads and writes
+its tensors once; they are limited by memory, or by how long a launch takes."""
+# mypy: ignore-errors
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ...target.target import GpuTraits
+from ..builder import kernel
+from ..storage import TILE, PackedWeight, Storage
+from .launch import cell, launch, strided
+from .matmul import rows_of, silu
+from .reduce import sum_of_workgroup
+
+_THREADS = 128
+_ROW_THREADS = 256  # for one row of a reduction
+
+
+@contextmanager
+def _inside(column, columns: int) -> Iterator[None]:
+    """What threads do whose column exists."""
+    with ExitStack() as stack:
+        if columns % _THREADS:
+            stack.enter_context(T.If(column < columns))
+            stack.enter_context(T.Then())
+        yield
+
+
+def embedding(rows: int, columns: int, storage: Storage) -> tirx.PrimFunc:
+    """Token ids int32 [seq] -> rows of the packed table, float32 [seq, columns]."""
+    with kernel("embedding") as k:
+        seq = T.int64()
+        ids = k.input("ids", (seq,), "int32")
+        weight = PackedWeight(k, storage, rows, columns)
+        y = k.input("y", (seq, columns), "float32")
+        grid = [-(-columns // _THREADS), T.cast(seq, "int32")]
+        with k.body(), launch(grid, _THREADS) as ((block, i), (thread,)):
+            result, column = rows_of(y, columns), block * _THREADS + thread
+            with _inside(column, columns):
+                tile, lane = T.floordiv(ids[i], TILE), T.floormod(ids[i], TILE)
+                T.buffer_store(result, weight.element(tile, lane, column), [i, column])
+    return k.function
+
+
+def rms_norm(columns: int, eps: float, traits: GpuTraits, *, single: bool) -> tirx.PrimFunc:
+    """x [batch, seq, columns] -> x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019), in float32: a workgroup
+    for each row."""
+    threads = min(_ROW_THREADS, traits.max_threads)
+    with kernel("rms_norm") as k:
+        batch, seq = (1, 1) if single else (T.int64(), T.int64())
+        x = k.input("x", (batch, seq, columns), "float32")
+        weight = k.input("weight", (columns,), "float32")
+        y = k.input("y", (batch, seq, columns), "float32")
+        with k.body(), launch([T.cast(batch * seq, "int32")], threads) as ((row,), (thread,)):
+            source, result = rows_of(x, columns), rows_of(y, columns)
+            squares = cell(0.0)
+            with strided(thread, threads, columns) as i:
+                T.buffer_store(squares, squares[0] + source[row, i] * source[row, i], [0])
+            mean = sum_of_workgroup(squares[0], thread, threads, traits) / T.float32(columns)
+            inverse = cell(T.float32(1) / T.sqrt(mean + T.float32(eps)))
+            with strided(thread, threads, columns) as i:
+                T.buffer_store(result, source[row, i] * inverse[0] * weight[i], [row, i])
+    return k.function
+
+
+def silu_mul(columns: int, *, single: bool) -> tirx.PrimFunc:
+    """[batch, seq, 2 x columns] (gate | up) -> silu(gate) * up [batch, seq, columns], float32 (Shazeer 2020)."""
+    with kernel("silu_mul") as k:
+        batch, seq = (1, 1) if single else (T.int64(), T.int64())
+        x = k.input("x", (batch, seq, 2 * columns), "float32")
+        y = k.input("y", (batch, seq, columns), "float32")
+        grid = [-(-columns // _THREADS), T.cast(batch * seq, "int32")]
+        with k.body(), launch(grid, _THREADS) as ((block, row), (thread,)):
+            source, result, column = rows_of(x, 2 * columns), rows_of(y, columns), block * _THREADS + thread
+            with _inside(column, columns):
+                T.buffer_store(result, silu(source[row, column]) * source[row, columns + column], [row, column])
+    return k.function
+
+
+def last_row(columns: int) -> tirx.PrimFunc:
+    """x [1, seq, columns] -> its last row [1, 1, columns], float32."""
+    with kernel("last_row") as k:
+        seq = T.int64()
+        x = k.input("x", (1, seq, columns), "float32")
+        y = k.input("y", (1, 1, columns), "float32")
+        with k.body(), launch([-(-columns // _THREADS)], _THREADS) as ((block,), (thread,)):
+            column = block * _THREADS + thread
+            with _inside(column, columns):
+                T.buffer_store(y, rows_of(x, columns)[T.cast(seq - 1, "int32"), column], [0, 0, column])
+    return k.function

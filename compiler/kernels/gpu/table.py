@@ -1,0 +1,73 @@
+"""Which kernel does what on devices: the number of rows of x decides, weights of all storages are read alike.
+
+rows of x     kernel
+1             matmul_rows, scales meet sums
+2 to 16       matmul_rows, 4 or 8 rows at a time share each weight that is read
+more          matmul_tiles
+"""
+# mypy: ignore-errors
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ...target.target import GpuTraits
+from ..builder import kernel
+from ..operations import Matmul, Operation, RMSNorm, SwiGLU
+from ..storage import Storage
+from ..table import KernelTable
+from . import layers
+from .matmul_rows import multiply_rows
+from .matmul_tiles import multiply_tiles
+
+_FEW_ROWS = {1: 1, 4: 4, 16: 8}  # up to so many rows of x: matmul_rows, with so many for each workgroup
+
+
+class GpuKernels(KernelTable):
+    """The kernels of devices that run workgroups of threads."""
+
+    @property
+    def traits(self) -> GpuTraits:
+        """What the kernels may ask of the device."""
+        return self.target.gpu
+
+    def fuses(self, operation: Matmul) -> bool:
+        return True
+
+    def _make(self, operation: Operation, single: bool) -> tirx.PrimFunc:
+        if isinstance(operation, RMSNorm):
+            return layers.rms_norm(operation.features, operation.eps, self.traits, single=single)
+        if isinstance(operation, SwiGLU):
+            return layers.silu_mul(operation.features, single=single)
+        return (matmul_single if single else matmul)(operation, self.traits)
+
+    def _embedding(self, rows: int, columns: int, storage: Storage) -> tirx.PrimFunc:
+        return layers.embedding(rows, columns, storage)
+
+    def _last_row(self, columns: int) -> tirx.PrimFunc:
+        return layers.last_row(columns)
+
+
+def matmul_single(op: Matmul, traits: GpuTraits) -> tirx.PrimFunc:
+    """x [1, 1, in_features] -> y."""
+    with kernel("gemv") as k:
+        arguments = op.declare(k, 1, 1)
+        with k.body():
+            multiply_rows(op, arguments, 1, 1, traits)
+    return k.function
+
+
+def matmul(op: Matmul, traits: GpuTraits) -> tirx.PrimFunc:
+    """x [batch, seq, in_features] -> y: the host chooses the launch by the number of rows."""
+    with kernel("gemm") as k:
+        batch, seq = T.int64(), T.int64()
+        arguments = op.declare(k, batch, seq)
+        count = T.cast(batch * seq, "int32")
+        with k.body():
+            least = 0
+            for most, rows in _FEW_ROWS.items():
+                with T.If(T.And(count > least, count <= most)), T.Then():
+                    multiply_rows(op, arguments, count, rows, traits)
+                least = most
+            with T.If(count > least), T.Then():
+                multiply_tiles(op, arguments, count, 4)
+    return k.function
