@@ -32,7 +32,7 @@ def command(path: str, as_json: bool) -> None:
     published = fetch_published(path, weights=False) if is_address(path) else None
     if published is not None:
         facts, rows = show_folder(published, place=published_place(path))
-    elif place.suffix == ".so":
+    elif place.suffix in (".so", ".dylib"):
         facts, rows = show_library(place)
     elif (place / "mlc-chat-config.json").exists():
         facts, rows = show_folder(place)
@@ -82,7 +82,8 @@ def show_folder(folder: Path, *, place: Path | None = None) -> Shown:
     plan = _plan_or_reason(str(folder))
     parameters = _parameters(cache)
     missing = [shard.dataPath for shard in cache.records if not _is_whole(folder / shard.dataPath, shard.nbytes)]
-    libraries = sorted(str(path) for path in {*folder.glob("*.so"), *_libraries(folder, config, plan)})
+    inside = (path for suffix in (".so", ".dylib") for path in folder.glob(f"*{suffix}"))
+    libraries = sorted(str(path) for path in {*inside, *_libraries(folder, config, plan)})
     facts: dict[str, Any] = {
         "kind": "folder",
         "path": str(place),

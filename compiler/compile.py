@@ -7,11 +7,11 @@ from typing import Any
 from ..runtime.artifact import ChatConfig, library_places, load_chat_config
 from .inputs import compiled_config, folder_config, open_model
 from .layout import compiled_folder, folder_layout, source_layout
+from .link import find_linker
 from .optimization import parse_opt
 from .options import CompileOptions, check_conv_template, check_options
 from .overrides import parse_overrides
 from .plan import CompilePlan, plan
-from .preflight import require_c_compiler
 from .progress import SILENT, Progress, downloads
 from .quantization.choice import check_quantization, choose_scheme
 from .stages import build_folder, build_library_file, writing
@@ -54,11 +54,11 @@ class CompileResult:
 def compile_model(options: CompileOptions, progress: Progress = SILENT) -> CompileResult:
     """Run every stage that is not up to date; of a compiled folder, only the library.
 
-    Raises UsageError for options, ModelFileError for the model's files, EngineError for this machine (no C compiler,
+    Raises UsageError for options, ModelFileError for the model's files, EngineError for this machine (no linker,
     disk full). Whatever ends a stage leaves what was there before.
     """
     checked = check_options(options)
-    require_c_compiler(checked.target.host_triple)
+    find_linker(checked.target.host_triple)
     folder = compiled_folder(options.model, weights=False)
     if folder is not None:
         config = compiled_config(folder, checked)

@@ -5,6 +5,8 @@ mlc compile MODEL -o out         out/                              out/<name>-<q
 mlc compile MODEL -o x.so        dist/<name>-<quantization>-MLC/   x.so
 mlc compile out                  (as it is)                        where it was, else <out>/../libs/<out>-<device>.so
 mlc compile HF://org/X-MLC       in the cache folder               in the cache folder, where it is looked for
+
+Libraries for Apple's systems are called .dylib instead.
 """
 
 import re
@@ -15,6 +17,7 @@ from ..runtime.artifact import CHAT_CONFIG_NAME, FOLDER_SUFFIX, ChatConfig, cach
 from ..runtime.errors import UsageError
 from ..runtime.hub import Progress
 from ..runtime.published import fetch_published, published_place
+from .link import parse_host
 from .options import CheckedOptions
 
 DIST = Path("dist")
@@ -45,7 +48,7 @@ def compiled_folder(model: str, progress: Progress | None = None, *, weights: bo
 def source_layout(name: str, quantization: str, options: CheckedOptions) -> Layout:
     """Where a source model called `name` goes. Raises UsageError where that is the source itself."""
     stem = f"{re.sub(r'[^A-Za-z0-9._+-]+', '-', name).strip('.-') or 'model'}-{quantization}"
-    library = f"{stem}-{options.target.device}.so"
+    library = f"{stem}-{options.target.device}{parse_host(options.target.host_triple).suffix}"
     if options.output is not None and not options.names_library:
         if options.output.exists() and Path(options.model).expanduser().exists():
             source = Path(options.model).expanduser().resolve()
@@ -58,7 +61,7 @@ def source_layout(name: str, quantization: str, options: CheckedOptions) -> Layo
 
 def folder_layout(folder: Path, config: ChatConfig, options: CheckedOptions) -> Layout:
     """Where the library of a compiled folder goes. Raises UsageError for -o with another folder."""
-    device = options.target.device
+    device, suffix = options.target.device, parse_host(options.target.host_triple).suffix
     if is_address(options.model):
         folder = published_place(options.model)
     if options.output is not None:
@@ -67,9 +70,9 @@ def folder_layout(folder: Path, config: ChatConfig, options: CheckedOptions) -> 
                              "name a .so file")  # fmt: skip
         return Layout(folder, options.output)
     if is_address(options.model):
-        return Layout(folder, cached_library(folder, config, device))
-    inside = sorted(folder.glob(f"*-{device}.so"))
+        return Layout(folder, cached_library(folder, config, device, suffix))
+    inside = sorted(folder.glob(f"*-{device}{suffix}"))
     if len(inside) == 1:
         return Layout(folder, inside[0])
     parent = folder.parent if folder.name not in ("", "..") else folder.resolve().parent
-    return Layout(folder, parent / "libs" / library_name(folder, device))
+    return Layout(folder, parent / "libs" / library_name(folder, device, suffix))

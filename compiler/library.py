@@ -1,4 +1,4 @@
-"""The library stage: a model folder's config -> a `.so` for one target, with its metadata."""
+"""The library stage: a model folder's config -> a shared library for one target, with its metadata."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,20 +9,19 @@ from tvm import relax
 
 from .. import __version__
 from ..runtime.artifact import ChatConfig, KVCacheMetadata, LibraryMetadata, ParamMetadata, model_hash
-from ..runtime.errors import EngineError
 from .kernels.cache_kernels import CacheShape
 from .kernels.cpu.sample_token import sampling_kernels
 from .kernels.kv_cache import PAGE_SIZE, SHEET_PAGES
 from .kernels.table import KernelTable
+from .link import find_linker, link
 from .model.modules import Layers, assign_weights
 from .model.registry import get_architecture
 from .optimization import Optimization
 from .passes.pipeline import pipeline
-from .preflight import explained, require_c_compiler, reserve, workspace
+from .preflight import explained, reserve, workspace
 from .quantization.choice import folder_scheme
 from .target import CompileTarget, code_generation
 
-_THREADS = Path(__file__).parent / "kernels/cpu/threads.c"  # goes into every library
 _ROOM = 16 << 20  # bytes: object files and library of the largest models take a part of it
 
 
@@ -37,11 +36,11 @@ def build_library(
 ) -> LibraryMetadata:
     """Trace, lower and link the model that `config` describes; `output` appears whole or not at all.
 
-    `progress` is called with (steps done, steps in all, what comes next). Raises EngineError without a C compiler
-    or when the file cannot be written.
+    `progress` is called with (steps done, steps in all, what comes next). Raises EngineError without a linker for
+    the target's host or when the file cannot be written.
     """
     opt = opt or Optimization()
-    compiler = require_c_compiler(target.host_triple)
+    linker = find_linker(target.host_triple)
     report = progress or (lambda done, total, what: None)
     with workspace(output) as folder:
         room = folder / "room"
@@ -58,7 +57,7 @@ def build_library(
                 executable = relax.build(module, tvm_target, relax_pipeline=None)
             report(3, 4, "linking")
             room.unlink()
-            _link(executable, folder, output, compiler, target.device)
+            link(executable, linker, folder, output, target.device)
         report(4, 4, "done")
     return metadata
 
@@ -113,29 +112,4 @@ def _metadata(config: ChatConfig, model_config: Any, cache: CacheShape, target: 
         cpu_features=list(target.cpu_features),
         host_triple=target.host_triple,
         model_hash=model_hash(config),
-    )
-
-
-def _link(executable: Any, folder: Path, output: Path, compiler: str, device: str) -> None:
-    """Link in the workspace `folder` and move the library into place."""
-    linked = folder / "library.so"
-    options = ["-Wl,-s", "-Wl,--build-id=none"]  # no names of temporary files, no id: the same input, the same bytes
-    options += ["-O2", "-pthread", f'-DMLC_DEVICE="{device}"']
-    try:
-        executable.export_library(
-            str(linked), addons=[str(_THREADS)], options=options, cc=compiler, workspace_dir=str(folder)
-        )
-    except RuntimeError as error:
-        raise EngineError(f"{output} could not be linked by {compiler} ({_linker_says(str(error))}): "
-                          "$CC names another compiler") from error  # fmt: skip
-    linked.chmod(0o755)
-    linked.replace(output)
-
-
-def _linker_says(message: str) -> str:
-    """The line of TVM's report of a failed command that says why."""
-    output = message.partition("Compilation error:")[2].partition("Command line:")[0]
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return next(
-        (line for line in lines if "error" in line or "failed" in line), lines[-1] if lines else "it gave no reason"
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.errors import UsageError
+from .link import LIBRARY_SUFFIXES, parse_host
 from .optimization import Optimization, parse_opt
 from .overrides import Overrides, parse_overrides
 from .quantization.choice import check_quantization
@@ -15,8 +16,8 @@ class CompileOptions:
     """The options of `mlc compile`, as given.
 
     quantization: None is q4f16_1, or the blocks of a GGUF file as they are, or what a compiled folder is quantized to.
-    output: None puts everything below `dist/`; `x.so` names the library; any other path is the model folder, and the
-        library goes into it.
+    output: None puts everything below `dist/`; `x.so`, or `x.dylib` for Apple's systems, names the library; any other
+        path is the model folder, and the library goes into it.
     conv_template: a name of `templates.NAMED_TEMPLATES`; None takes the model's own.
     """
 
@@ -51,23 +52,26 @@ class CheckedOptions:
     @property
     def names_library(self) -> bool:
         """Whether `output` is the library's file rather than the model folder."""
-        return self.output is not None and self.output.suffix == ".so"
+        return self.output is not None and self.output.suffix in LIBRARY_SUFFIXES
 
 
 def check_options(options: CompileOptions) -> CheckedOptions:
     """Check every option that can be checked before the model is opened. Raises UsageError."""
     output = None if options.output is None else options.output.expanduser()
-    if output is not None and output.suffix in (".dylib", ".dll", ".tar", ".lib", ".wasm", ".a", ".o"):
-        raise UsageError(f"-o {output}: this version writes .so libraries only; name a folder or a .so file")
-    if output is not None and output.suffix == ".so" and output.is_dir():
-        raise UsageError(f"-o {output} is a folder: a .so path names the library's file")
-    if output is not None and output.suffix != ".so" and output.exists() and not output.is_dir():
+    if output is not None and output.suffix in (".dll", ".tar", ".lib", ".wasm", ".a", ".o"):
+        raise UsageError(f"-o {output}: this version writes .so and .dylib libraries only; name a folder or a .so file")
+    if output is not None and output.suffix in LIBRARY_SUFFIXES and output.is_dir():
+        raise UsageError(f"-o {output} is a folder: a {output.suffix} path names the library's file")
+    if output is not None and output.suffix not in LIBRARY_SUFFIXES and output.exists() and not output.is_dir():
         raise UsageError(f"-o {output} is a file: name a folder for the model, or a .so file for its library")
     check_conv_template(options.conv_template)
     if options.quantization is not None:
         check_quantization(options.quantization)
     overrides = parse_overrides(options.overrides)
     target = resolve_target(options.device, options.host)
+    host = parse_host(target.host_triple)
+    if output is not None and output.suffix == ".dylib" and not host.is_apple:
+        raise UsageError(f"-o {output}: libraries for {host.triple} are .so files; name a folder or a .so file")
     return CheckedOptions(
         model=options.model,
         quantization=options.quantization,

@@ -1,4 +1,4 @@
-"""What is looked at before any work, and how an operating system's errors become one line."""
+"""Room on the disk before any work, and how an operating system's errors become one line."""
 
 import errno
 import os
@@ -9,33 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..runtime.errors import EngineError
-from .target.cpu import native_triple
 
-# The order in which tvm.support.cc looks for one; $CXX and $CC come first.
-_COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
 _WORKSPACE = ".tmp-"
-
-
-def require_c_compiler(host_triple: str) -> str:
-    """The compiler that links model libraries for a host. Raises EngineError where there is none."""
-    for variable in ("CXX", "CC"):
-        if command := os.environ.get(variable):
-            if shutil.which(command) is None:
-                raise EngineError(f"${variable} is {command!r}, and there is no such program: unset it or correct it")
-            return command
-    foreign = host_triple.split("-")[0] != native_triple().split("-")[0]
-    for name in (f"{host_triple}-g++", f"{host_triple}-gcc") if foreign else _COMPILERS:
-        if path := shutil.which(name):
-            return path
-    if foreign:
-        raise EngineError(
-            f"no C compiler found for {host_triple}: {host_triple}-gcc on PATH is needed to link a library for it, "
-            "or another one that $CC names"
-        )
-    raise EngineError(
-        "no C compiler found: cc, gcc or clang on PATH is needed to link the model library: install one "
-        "(Debian and Ubuntu: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install)"
-    )
 
 
 @contextmanager

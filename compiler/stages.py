@@ -13,8 +13,9 @@ from ..runtime.errors import EngineError, ModelFileError
 from ..runtime.locks import locked
 from . import stamps
 from .chat_config import make_chat_config
+from .link import find_linker
 from .overrides import Overrides
-from .preflight import explained, remove_leftovers, require_c_compiler
+from .preflight import explained, remove_leftovers
 from .progress import steps
 from .source.source import write_file
 from .stamps import STAMP_NAME
@@ -208,7 +209,7 @@ def build_library_file(
             if current and not force and debug_dump is None:
                 progress.skip("library", "up to date")
                 return "up to date"
-            require_c_compiler(target.host_triple)
+            find_linker(target.host_triple)
             remove_leftovers(output)
             progress.stage("library", _LIBRARY_STEPS)
             from .library import build_library

@@ -28,6 +28,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+LIBRARY_SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"  # of a model library for this machine
 MAX_JSON_BYTES = 256 << 20  # bounds what is read before it is parsed
 
 
@@ -242,20 +243,20 @@ def model_hash(config: ChatConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def library_name(folder: Path, device: str) -> str:
+def library_name(folder: Path, device: str, suffix: str = LIBRARY_SUFFIX) -> str:
     """The file name of a model folder's library: the folder's, without -MLC, and the device."""
-    return f"{folder.resolve().name.removesuffix(FOLDER_SUFFIX)}-{device}.so"
+    return f"{folder.resolve().name.removesuffix(FOLDER_SUFFIX)}-{device}{suffix}"
 
 
-def cached_library(folder: Path, config: ChatConfig, device: str) -> Path:
+def cached_library(folder: Path, config: ChatConfig, device: str, suffix: str = LIBRARY_SUFFIX) -> Path:
     """Where the library of a model folder is in the cache folder, if it is not kept beside the folder."""
     stem = folder.resolve().name.removesuffix(FOLDER_SUFFIX)
-    return cache_home() / "model_lib" / f"{stem}-{model_hash(config)}-{device}.so"
+    return cache_home() / "model_lib" / f"{stem}-{model_hash(config)}-{device}{suffix}"
 
 
 def library_places(folder: Path, config: ChatConfig, device: str) -> list[Path]:
     """Where the library of a model folder is looked for, the likeliest place first."""
-    inside = sorted(folder.glob(f"*-{device}.so"))
+    inside = sorted(folder.glob(f"*-{device}{LIBRARY_SUFFIX}"))
     beside = folder.resolve().parent / "libs" / library_name(folder, device)
     return [*(inside if len(inside) == 1 else []), beside, cached_library(folder, config, device)]
 

@@ -2,15 +2,15 @@
 
 import json
 import mmap
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from . import ffi
+from . import elf, ffi, macho
 from .artifact import ChatConfig, LibraryMetadata, model_hash
 from .devices.drivers import load_driver, open_device
-from .elf import read_architecture
 from .errors import ModelFileError
 from .ffi import DEVICE_TYPES, HOST, Device
 from .processor import cpu_features, host_architecture, num_threads
@@ -123,7 +123,7 @@ def _device(path: Path, wanted: Device | None) -> Device:
 
 def read_device(path: Path) -> str:
     """The kind of device that a library was compiled for, read from the file. Raises ModelFileError."""
-    read_architecture(path)  # of a file that is no library, says so
+    _architecture(path)  # of a file that is no library, says so
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start = content.find(_MARK)
         end = start + len(_MARK) + _LONGEST_DEVICE
@@ -134,14 +134,18 @@ def read_device(path: Path) -> str:
     return kind
 
 
+def _architecture(path: Path) -> str:
+    """What the processor's part of a library was made for: "x86_64", "aarch64 macOS". Raises ModelFileError."""
+    return macho.read_architecture(path) if macho.is_macho(path) else elf.read_architecture(path)
+
+
 def _load(path: Path, device: Device | None) -> tuple[Any, Any]:
     """The executable and its virtual machine, on a device or only to be looked at. Nothing of the model runs before its
     metadata has been checked."""
-    architecture = read_architecture(path)
-    if architecture != host_architecture():
-        raise ModelFileError(
-            f"{path} was compiled for {architecture}, this machine is {host_architecture()}: {_recompile(path)}"
-        )
+    theirs = _architecture(path)
+    ours = host_architecture() + (" macOS" if sys.platform == "darwin" else "")
+    if theirs != ours:
+        raise ModelFileError(f"{path} was compiled for {theirs}, this machine is {ours}: {_recompile(path)}")
     if device is not None:
         open_device(device)
     else:

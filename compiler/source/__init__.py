@@ -59,7 +59,7 @@ def _open_file(path: Path) -> Source:
     hint = f"expected {_FORMS}"
     if path.suffix == ".safetensors":
         hint = f"name its folder, {path.parent}"
-    elif path.suffix == ".so":
+    elif path.suffix in (".so", ".dylib"):
         hint = "name the model's folder, and a library with --model-lib"
     raise UsageError(f"{path} is not a model: {hint}")
 

@@ -341,6 +341,7 @@ def test_a_place_that_cannot_be_written_is_one_line(llama_folder: Path, tmp_path
 
 
 def test_without_a_c_compiler_nothing_begins(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlc_llm.compiler.link._zig", lambda: None)
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.delenv("CXX", raising=False)
@@ -380,7 +381,8 @@ def test_two_compilations_of_one_folder_take_turns(llama_folder: Path, library: 
         ({"overrides": "max_batch=1"}, UsageError, r"--overrides 'max_batch'"),
         ({"conv_template": "nothing"}, UsageError, r"--conv-template.*'nothing'"),
         ({"model_type": "lama"}, UsageError, r"'lama': did you mean llama\?"),
-        ({"output": Path("model.dylib")}, UsageError, r"-o model\.dylib: this version writes \.so"),
+        ({"output": Path("model.dll")}, UsageError, r"-o model\.dll: this version writes \.so and \.dylib libraries"),
+        ({"output": Path("model.dylib")}, UsageError, r"-o model\.dylib: libraries for .*-linux-gnu are \.so files"),
         ({"overrides": "context_window_size=1024"}, UsageError, r"context_window_size=1024.*1\.\.256"),
     ],
 )

@@ -24,6 +24,7 @@ from wrong_inputs import (
     rename,
     steps,
     without_extensions,
+    without_ziglang,
     write,
 )
 
@@ -342,7 +343,8 @@ SECTIONS: dict[str, list[Case]] = {
         Case(
             "no C compiler",
             f"PATH=/nonexistent {COMPILE}",
-            "no C compiler found: cc, gcc or clang on PATH is needed to link the model library: install one (Debian and Ubuntu: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install)",
+            "no C compiler found: cc, gcc or clang on PATH is needed to link the model library: install one (Debian and Ubuntu: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install; or pip install ziglang)",
+            patch=without_ziglang,
         ),
         Case(
             "a C compiler that is not there",
@@ -352,7 +354,8 @@ SECTIONS: dict[str, list[Case]] = {
         Case(
             "no linker for another machine",
             f"PATH=/nonexistent {COMPILE} --device cpu:generic --host riscv64-linux-gnu",
-            "no C compiler found for riscv64-linux-gnu: riscv64-linux-gnu-gcc on PATH is needed to link a library for it, or another one that $CC names",
+            "no C compiler found for riscv64-linux-gnu: run `pip install ziglang`, or have riscv64-linux-gnu-gcc on PATH, or name one in $CC",
+            patch=without_ziglang,
         ),
         Case(
             "too little room for the weights",
@@ -539,8 +542,9 @@ SECTIONS: dict[str, list[Case]] = {
         Case(
             "none, and no C compiler",
             f"PATH=/nonexistent {CHAT}",
-            "no C compiler found: cc, gcc or clang on PATH is needed to link the model library: install one (Debian and Ubuntu: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install)",
+            "no C compiler found: cc, gcc or clang on PATH is needed to link the model library: install one (Debian and Ubuntu: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install; or pip install ziglang)",
             given=remove(LIBRARY),
+            patch=without_ziglang,
         ),
         Case(
             "mlc show of a text file",

@@ -194,6 +194,13 @@ def no_room_to_link(patch: Any) -> None:
     patch.setattr(os, "posix_fallocate", refuse)
 
 
+def without_ziglang(patch: Any) -> None:
+    """A machine on which nothing but its own compiler links."""
+    from mlc_llm.compiler import link
+
+    patch.setattr(link, "_zig", lambda: None)
+
+
 def write_model(folder: Path) -> None:
     """A Llama of two tiny layers as Hugging Face publishes one, with ChatML and a token for each byte."""
     import numpy as np

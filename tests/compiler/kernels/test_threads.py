@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mlc_llm.compiler.kernels import cpu
-from mlc_llm.compiler.preflight import require_c_compiler
+from mlc_llm.compiler.link import find_linker
 from mlc_llm.compiler.target.cpu import native_triple
 
 SOURCE = Path(cpu.__path__[0]) / "threads.c"
@@ -63,7 +63,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """The threads, compiled as either language that a compiler which links libraries may take the file for."""
     output = tmp_path_factory.mktemp("threads") / "threads.so"
     language = "c" if request.param == "as C" else "c++"
-    compiler = require_c_compiler(native_triple())
+    compiler = find_linker(native_triple()).command
     flags = ["-Wall", "-Wextra", "-Werror", "-O2", "-fPIC", "-shared", "-pthread"]
     subprocess.run([compiler, *flags, "-x", language, str(SOURCE), "-o", str(output)], check=True)
     return output
