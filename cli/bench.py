@@ -36,7 +36,13 @@ def counts_option(name: str, *, default: str, help: str) -> Callable[[Function],
 @click.command("bench", short_help="Measure how fast a model runs here.")
 @click.argument("model")
 @click.option("--model-lib", type=FILE_OR_FOLDER, metavar="FILE", help="Model library, instead of the one of MODEL.")
-@click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="What to run on: auto or cpu.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="DEVICE",
+    help="What to run on: auto, cpu, cuda, opencl:1, ...",
+)
 @counts_option("--prompt-length", default="512", help="Tokens of the prompts of which prefill is measured.")
 @number_option("--generate", 1, MAX_COUNT, default=128, help="Tokens that each sequence decodes in a round.")
 @counts_option("--batch-size", default="1", help="Sequences that decode together.")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     default="auto",
     show_default=True,
     metavar="DEVICE",
-    help="What the library runs on: auto or cpu for this machine's processor, cpu:x86-64-v3 for another.",
+    help="What the library runs on: auto, cpu, cpu:x86-64-v3, opencl, vulkan, ...; see docs/devices.md.",
 )
 @click.option(
     "-o",

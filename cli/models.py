@@ -17,6 +17,7 @@ from ..runtime.artifact import (
     is_address,
     load_chat_config,
 )
+from ..runtime.devices.device import parse_device, resolve_device
 from ..runtime.errors import UsageError
 from ..runtime.policy import download_policy, jit_policy
 
@@ -55,8 +56,9 @@ def find_or_compile(model: str, quantization: str | None, device: str, overrides
     from ..compiler.compile import CompileOptions, compile_model
     from .progress import show_progress
 
+    kind = parse_device(resolve_device(device)).kind
     output = None if Path(model).expanduser().exists() else cache_folder(model, quantization)
-    options = CompileOptions(model, quantization=quantization, device=device, overrides=overrides, output=output)
+    options = CompileOptions(model, quantization=quantization, device=kind, overrides=overrides, output=output)
     with show_progress(f"{model} is compiled first, into {output or 'dist'}") as progress:
         return CompiledModel(compile_model(options, progress).folder)
 

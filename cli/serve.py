@@ -26,7 +26,13 @@ _ENGINE_OVERRIDES: dict[str, tuple[str, Callable[[str], float]]] = {
 @click.command("serve", short_help="Serve a model over HTTP.", context_settings={"auto_envvar_prefix": "MLC_SERVE"})
 @click.argument("model", envvar="MLC_SERVE_MODEL")
 @click.option("--model-lib", type=FILE_OR_FOLDER, metavar="FILE", help="Model library, instead of the one of MODEL.")
-@click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="What to run on: auto or cpu.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="DEVICE",
+    help="What to run on: auto, cpu, cuda, opencl:1, ...",
+)
 @click.option(
     "--mode",
     type=click.Choice(["local", "interactive", "server"]),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..runtime.artifact import CHAT_CONFIG_NAME, FOLDER_SUFFIX, ChatConfig, is_address, library_places
 from ..runtime.devices.device import parse_device
 from ..runtime.errors import ModelFileError
+from ..runtime.ffi import Device
 from ..runtime.library import MODEL_FOLDER, Library
 from ..runtime.policy import jit_policy
 
@@ -76,14 +77,14 @@ def open_library(folder: Path, config: ChatConfig, device: str, model_lib: str |
     if found is not None:
         output = found
         if policy == "REDO":
-            return _compile(folder, config, device, output, "MLC_JIT_POLICY is REDO", force=True)
+            return _compile(folder, config, wanted, output, "MLC_JIT_POLICY is REDO", force=True)
         try:
             return Library.load(found, config=config, device=wanted)
         except ModelFileError as error:
             reason = str(error).partition(": run `")[0]
     if policy in ("OFF", "READONLY"):
         raise ModelFileError(f"{reason}, and MLC_JIT_POLICY is {policy}: run `mlc compile {folder} --device {device}`")
-    return _compile(folder, config, device, output, reason)
+    return _compile(folder, config, wanted, output, reason)
 
 
 def _output(places: list[Path]) -> Path:
@@ -93,7 +94,7 @@ def _output(places: list[Path]) -> Path:
 
 
 def _compile(
-    folder: Path, config: ChatConfig, device: str, output: Path, reason: str, *, force: bool = False
+    folder: Path, config: ChatConfig, device: Device, output: Path, reason: str, *, force: bool = False
 ) -> Library:
     from ..runtime.weights import WeightStore
 
@@ -101,8 +102,8 @@ def _compile(
     print(f"{reason}: compiling {output}", file=sys.stderr, flush=True)
     from ..compiler.compile import compile_library
 
-    library = compile_library(folder, output, device=device, force=force)
-    return Library.load(library, config=config, device=parse_device(device))
+    library = compile_library(folder, output, device=device.kind, force=force)
+    return Library.load(library, config=config, device=device)
 
 
 def _show_download() -> "Progress":

@@ -17,10 +17,11 @@ from .. import __version__
 from ..runtime.artifact import LibraryMetadata, ParamMetadata, load_chat_config
 from ..runtime.bandwidth import ReadProbe
 from ..runtime.devices.device import resolve_device
+from ..runtime.devices.drivers import available_memory
 from ..runtime.errors import EngineError, UsageError
 from ..runtime.library import Library
 from ..runtime.model import Model
-from ..runtime.processor import available_memory, num_threads, processor_name
+from ..runtime.processor import num_threads, processor_name
 from ..runtime.tvm_runtime import numpy_dtype, tvm_version
 from .artifacts import open_library
 from .config import EngineConfig, choose_limits
@@ -140,7 +141,7 @@ def _load(folder: Path, library: Library, work: Workload) -> Model:
     """The model with a KV cache of the size that the work needs."""
     tokens = work.cache_tokens(library.metadata.kv_cache.page_size)
     wanted = EngineConfig(max_num_sequence=max(work.batch_sizes), max_total_sequence_length=tokens)
-    limits = choose_limits("local", wanted, library.metadata, available_memory())
+    limits = choose_limits("local", wanted, library.metadata, available_memory(library.device))
     return Model.load(
         folder,
         library,

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, get_args
 
 from ..runtime.artifact import LibraryMetadata
 from ..runtime.errors import EngineError, UsageError
+from ..runtime.model import MOST_EMBEDDED
 from ..runtime.tvm_runtime import nbytes_of
 
 Mode = Literal["local", "interactive", "server"]
@@ -59,9 +60,12 @@ class Limits(NamedTuple):
 
 
 def choose_limits(
-    mode: Mode, config: EngineConfig, metadata: LibraryMetadata, free_memory: int, draft: LibraryMetadata | None = None
-) -> Limits:
+    mode: Mode, config: EngineConfig, metadata: LibraryMetadata, free_memory: int, draft: LibraryMetadata | None = None,
+    largest_buffer: int = 1 << 62,
+) -> Limits:  # fmt: skip
     """The limits of a mode, within what the library and `free_memory` bytes allow, with a draft model or without.
+
+    `largest_buffer`: bytes of one tensor of the device; a KV cache is one.
 
     local: 4 sequences that share one context of at most 8192 tokens; interactive: 1 sequence with the whole context;
     server: as many sequences as the library takes, each with a context of its own as far as memory goes.
@@ -70,6 +74,7 @@ def choose_limits(
     sequences, tokens, single = _wanted(mode, config, metadata)
     models = [metadata] if draft is None else [metadata, draft]
     fit = _tokens_that_fit(models, sequences, free_memory, config.gpu_memory_utilization)
+    fit = min(fit, *(_tokens_of_buffer(model, sequences, largest_buffer) for model in models))
     explicit = config.max_total_sequence_length is not None
     least = tokens if explicit else min(single, _FEWEST_TOKENS)
     if fit < least:
@@ -158,6 +163,13 @@ def _bytes_of_model(metadata: LibraryMetadata, sequences: int) -> int:
     heads = 2 * cache.num_attention_heads + 2 * cache.num_key_value_heads
     attention = metadata.prefill_chunk_size * heads * (cache.head_dim + 1) * 4
     return params + activations + attention + 4 * sequences * metadata.vocab_size
+
+
+def _tokens_of_buffer(metadata: LibraryMetadata, sequences: int, largest_buffer: int) -> int:
+    """Tokens of a KV cache in one tensor, where each sequence may leave a part of its last page empty."""
+    cache = metadata.kv_cache
+    spare = (sequences + MOST_EMBEDDED + cache.sheet_pages) * cache.page_size
+    return max(0, largest_buffer // cache.bytes_per_token - spare)
 
 
 def _tokens_that_fit(models: Sequence[LibraryMetadata], sequences: int, free_memory: int, utilization: float) -> int:

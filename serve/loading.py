@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from ..runtime.artifact import ChatConfig, load_chat_config
 from ..runtime.derived import start_reading
 from ..runtime.devices.device import resolve_device
+from ..runtime.devices.drivers import available_memory, largest_buffer
 from ..runtime.errors import ModelFileError
 from ..runtime.generation import Generator
 from ..runtime.model import LanguageModel, Model
-from ..runtime.processor import available_memory, num_threads, return_free_memory
+from ..runtime.processor import num_threads, return_free_memory
 from ..runtime.tokenizer import Tokenizer
 from ..templates import ConversationError, Template, load_template
 from .artifacts import find_folder, find_library, open_library
@@ -66,7 +67,8 @@ def load_model(model: str, device: str, model_lib: str | None, mode: Mode, confi
 
         draft = open_draft(config, device, threads, tokenizer)
     drafting = None if draft is None else draft.library.metadata
-    limits = choose_limits(mode, config, library.metadata, available_memory(), drafting)
+    memory, largest = available_memory(library.device), largest_buffer(library.device)
+    limits = choose_limits(mode, config, library.metadata, memory, drafting, largest)
     if limits.note is not None:
         print(limits.note, file=sys.stderr, flush=True)
     loaded = Model.load(

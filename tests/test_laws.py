@@ -27,7 +27,17 @@ MAY_IMPORT = {
     "compiler": (
         *(
             f"runtime.{name}"
-            for name in ("artifact", "checksums", "errors", "hub", "locks", "policy", "processor", "published")
+            for name in (
+                "artifact",
+                "checksums",
+                "devices",
+                "errors",
+                "hub",
+                "locks",
+                "policy",
+                "processor",
+                "published",
+            )
         ),
         "runtime.devices.cuda",  # the cards that are here, and the form of their code in a library
         "runtime.devices.cuda_code",

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.artifact import KVDtype
+from ...runtime.devices.device import resolve_device
 from ...runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ class CompileTarget:
 # What `--device` takes -> the module beside this one that knows it. Each has `resolve(variant, host) -> CompileTarget`
 # for what follows the colon and `--host`, and `code_generation(target)`, a context in which TVM can compile for it.
 _MODULES = {
-    "auto": "cpu",
     "cpu": "cpu",
     "llvm": "cpu",
     "cuda": "cuda",
@@ -69,9 +69,9 @@ _MODULES = {
 
 def resolve_target(device: str = "auto", host: str = "auto") -> CompileTarget:
     """Turn `--device` and `--host` into a target. Raises UsageError that lists what is accepted."""
-    kind, _, variant = device.partition(":")
+    kind, _, variant = (resolve_device(device) if device == "auto" else device).partition(":")
     if kind not in _MODULES:
-        names = ", ".join(_MODULES)
+        names = ", ".join(("auto", *_MODULES))
         raise UsageError(f"--device {device!r} is unknown: expected {names}, perhaps with a variant, as cpu:x86-64-v3")
     target: CompileTarget = _module(kind).resolve(variant, host)
     return target

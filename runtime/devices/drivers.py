@@ -1,13 +1,16 @@
-"""Making TVM drive a device: its plug-in loaded, and the device found."""
+"""Making TVM drive a device: its driver loaded, and the device found. Nothing of it is imported for the processor."""
 
 from functools import cache
+from typing import Any
 
+from .. import processor
 from ..errors import EngineError
-from ..ffi import HOST, Device, global_function
+from ..ffi import Device, global_function
 from ..tvm_runtime import load_runtime
-from . import cuda
 
-_EXISTS = 0  # TVM's kExist
+_EXISTS, _TOTAL_MEMORY, _AVAILABLE_MEMORY = 0, 14, 15  # TVM's DeviceAttrKind
+_OWN = ("opencl", "vulkan", "rocm")  # driven by plug-ins of ours
+_NO_LIMIT = 1 << 62
 
 
 def open_device(device: Device) -> None:
@@ -24,15 +27,38 @@ def load_driver(kind: str) -> None:
     Raises EngineError.
     """
     load_runtime()
-    if kind == "cuda":  # TVM's own, not a plug-in of ours
-        cuda.load()
-    elif kind != HOST.kind:
-        from .plugin import load
+    _ask(kind, "load")
 
-        load(kind)
+
+def available_memory(device: Device) -> int:
+    """Bytes of a device's memory that can still be taken: all of it where the driver does not tell what is used."""
+    if device.is_host:
+        return processor.available_memory()
+    ask = global_function("runtime.GetDeviceAttr")
+    answers = (ask(device.type_code, device.number, what) for what in (_AVAILABLE_MEMORY, _TOTAL_MEMORY))
+    return next((int(answer) for answer in answers if answer), _NO_LIMIT)
+
+
+def largest_buffer(device: Device) -> int:
+    """Bytes that one tensor may have on a device, where its driver limits them."""
+    if device.kind not in _OWN:
+        return _NO_LIMIT
+    return int(_ask(device.kind, "devices")[device.number]["max_buffer"])
 
 
 def _problem(kind: str) -> str:
-    """What a plug-in says of why it sees no device, or of how many it sees."""
-    problem = cuda.problem() if kind == "cuda" else str(global_function(f"mlc.{kind}.problem")())
-    return problem or f"`mlc doctor` lists the devices that {kind} sees"
+    """Why a device is missing, or who tells which ones there are."""
+    return _ask(kind, "problem") or f"`mlc doctor` lists the devices that {kind} sees"
+
+
+def _ask(kind: str, function: str) -> Any:
+    """What the driver of a kind of device does or says: "load", "devices" or "problem". Raises EngineError."""
+    if kind in _OWN:
+        from . import plugin
+
+        return getattr(plugin, function)(kind)
+    if kind == "cuda":
+        from . import cuda
+
+        return getattr(cuda, function)()
+    return None

@@ -82,7 +82,7 @@ def test_json_is_one_object_with_every_round() -> None:
         (("--generate", "0"), "Invalid value for '--generate': 0 is not in the range 1<=x<=1048576"),
         (("--rounds", "0"), "Invalid value for '--rounds': 0 is not in the range 1<=x<=1000"),
         (("--threads", "0"), "Invalid value for '--threads': 0 is not in the range 1<=x<=256"),
-        (("--device", "npu"), "device 'npu' is not supported"),
+        (("--device", "npu"), "device 'npu' is unknown"),
         (("--prompt-length", "129"), "--prompt-length 129: the library's context holds 128 tokens"),
         (("--prompt-length", "1", "--depth", "120", "--generate", "10"),
          "--depth 120 and --generate 10 make 130 tokens: the library's context holds 128"),

@@ -606,9 +606,9 @@ SECTIONS: dict[str, list[Case]] = {
             2,
         ),
         Case(
-            "a device that this version lacks",
-            CHAT + " --device cuda",
-            "device 'cuda' is not supported yet: use 'cpu' or 'auto'",
+            "a device that is none",
+            CHAT + " --device tpu",
+            "device 'tpu' is unknown: expected <devices>, perhaps with a number, as cuda:0",
             2,
         ),
     ],

@@ -56,6 +56,13 @@ def test_what_a_mode_keeps(mode: str, expected: Limits) -> None:
     assert limits(mode) == expected
 
 
+def test_a_device_limits_the_size_of_a_buffer_which_a_cache_is() -> None:
+    wanted, bytes_per_token = EngineConfig(), metadata().kv_cache.bytes_per_token
+    found = choose_limits("local", wanted, metadata(), 64 * GIB, None, 5000 * bytes_per_token)
+    assert 4000 < found.max_total_sequence_length < 5000
+    assert found.note is not None
+
+
 def test_a_library_for_few_sequences_or_a_short_context() -> None:
     assert limits(library=metadata(max_batch_size=2, context_window_size=2048)) == Limits(2, 2048, 512)
 

@@ -100,7 +100,7 @@ def test_threads_are_those_that_the_program_asks_for(monkeypatch: pytest.MonkeyP
 def test_little_memory_shrinks_the_context_with_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loading, "available_memory", lambda: 1 << 34)
+    monkeypatch.setattr(loading, "available_memory", lambda device: 1 << 34)
     MLCEngine(str(tiny_model.built())).terminate()
     assert capsys.readouterr().err == ""
     limits, note = loading.choose_limits, "memory for 64 tokens is free"
