@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
@@ -47,14 +48,20 @@ def load(kind: str) -> None:
         load_runtime()
         if _is_loaded(kind):
             return
-        _open(kind, library(kind))
+        came = prebuilt(kind)
+        if came is None or _open(came):  # it may be made for a newer C library than this machine's
+            path = built(kind)
+            if reason := _open(path):
+                raise EngineError(f"the {kind} plug-in {path} cannot be loaded: {reason}")
 
 
-def _open(kind: str, path: Path) -> None:
+def _open(path: Path) -> str:
+    """Load a plug-in; why that is not possible, in one line, or ""."""
     try:
         ctypes.CDLL(str(path))
     except OSError as error:
-        raise EngineError(f"the {kind} plug-in {path} cannot be loaded: {one_line(error)}") from None
+        return one_line(error)
+    return ""
 
 
 def devices(kind: str) -> list[dict[str, Any]]:
@@ -84,13 +91,15 @@ def _is_loaded(kind: str) -> bool:
     return True
 
 
-def library(kind: str) -> Path:
-    """The file of a plug-in: what came with the wheel if it fits the installed TVM and this machine, else what is in
-    the user's cache folder, built now if it is not there whole. Raises EngineError."""
-    prebuilt = PREBUILT / file_name(kind)
-    if prebuilt.is_file():
-        return prebuilt
-    path = cache_home() / "plugins" / prebuilt.name
+def prebuilt(kind: str) -> Path | None:
+    """The plug-in that came with the wheel, if it fits these sources, the installed TVM and this machine."""
+    path = PREBUILT / file_name(kind)
+    return path if path.is_file() else None
+
+
+def built(kind: str) -> Path:
+    """The plug-in in the user's cache folder, built now if it is not there whole. Raises EngineError."""
+    path = cache_home() / "plugins" / file_name(kind, os.environ.get("CXX", ""))
     if _is_whole(path):
         return path
     try:
@@ -103,13 +112,13 @@ def library(kind: str) -> Path:
     return path
 
 
-def file_name(kind: str) -> str:
+def file_name(kind: str, compiler: str = "") -> str:
     """The name of a plug-in's file; it differs wherever another one would have to be built."""
     digest = hashlib.sha256()
     for path in sources(kind):
         digest.update(f"{path.relative_to(_HERE)}\n".encode() + path.read_bytes())
     versions = (_version("tvm", "apache_tvm"), _version("tvm_ffi", "apache_tvm_ffi"))
-    digest.update(repr((_FLAGS, os.environ.get("CXX", ""), versions)).encode())
+    digest.update(repr((_FLAGS, compiler, versions)).encode())
     return f"{kind}-{sys.platform}-{platform.machine()}-{digest.hexdigest()[:16]}.so"
 
 
@@ -119,6 +128,11 @@ def sources(kind: str) -> list[Path]:
         raise EngineError(f"there is no plug-in for {kind!r}: expected {', '.join(FOLDERS)}")
     folders = (_HERE / "shared", _HERE / FOLDERS[kind])
     return sorted(path for folder in folders for path in folder.glob("*.*") if path.suffix in (".cc", ".h"))
+
+
+def can_build() -> bool:
+    """Whether there is a C++ compiler."""
+    return _compiler() is not None
 
 
 def _is_whole(path: Path) -> bool:
@@ -135,7 +149,10 @@ def compile_plugin(kind: str, output: Path) -> None:
     Raises EngineError, in one line, without a C++ compiler or TVM's headers, or where the sources do not compile;
     OSError where nothing can be written.
     """
-    compiler = _compiler(kind)
+    compiler = _compiler()
+    if compiler is None:
+        raise EngineError(f"the {kind} plug-in has to be built once, and there is no C++ compiler: install g++ or "
+                          "clang++, or name one in $CXX")  # fmt: skip
     includes = [f"-I{folder}" for folder in (_folder("tvm", "include"), _folder("tvm_ffi", "include"))]
     libraries = [_folder("tvm", "lib") / "libtvm_runtime.so", _folder("tvm_ffi", "lib") / "libtvm_ffi.so"]
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f"{kind}-") as workspace:
@@ -153,35 +170,23 @@ def compile_plugin(kind: str, output: Path) -> None:
 
 
 def _run_all(kind: str, commands: list[list[str]]) -> None:
-    """Run commands of a compiler at the same time. Raises EngineError with the first one's first error."""
+    """Run commands of a compiler, as many at a time as there are cores. Raises EngineError with its first error."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+        for result in threads.map(_run, commands):
+            if result.returncode:
+                reason = _first_error(result.stderr or f"exit status {result.returncode}")
+                raise EngineError(f"the {kind} plug-in could not be built by {commands[0][0]}: {reason}")
+
+
+def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "LC_ALL": "C"}  # errors are looked for by their English name
     try:
-        running = [_start(command, environment) for command in commands]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                              env=environment, timeout=_TIMEOUT, check=False)  # fmt: skip
     except OSError as error:
-        raise EngineError(
-            f"{commands[0][0]} cannot be run: {error.strerror or error}: $CXX names a C++ compiler"
-        ) from None
-    logs: list[str] = []
-    try:
-        for process in running:
-            log = process.communicate(timeout=_TIMEOUT)[1]
-            if process.returncode:
-                logs.append(log or f"exit status {process.returncode}")
+        raise EngineError(f"{command[0]} cannot be run: {error.strerror or error}: $CXX names a C++ compiler") from None
     except subprocess.TimeoutExpired:
-        raise EngineError(
-            f"the {kind} plug-in could not be built: {commands[0][0]} took more than {_TIMEOUT} s"
-        ) from None
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-    if logs:
-        raise EngineError(f"the {kind} plug-in could not be built by {commands[0][0]}: {_first_error(logs[0])}")
-
-
-def _start(command: list[str], environment: dict[str, str]) -> "subprocess.Popen[str]":
-    null, pipe = subprocess.DEVNULL, subprocess.PIPE
-    return subprocess.Popen(command, text=True, errors="replace", env=environment, stdin=null, stdout=null, stderr=pipe)
+        raise EngineError(f"{command[0]} took more than {_TIMEOUT} s: $CXX names a C++ compiler") from None
 
 
 def _first_error(log: str) -> str:
@@ -189,16 +194,11 @@ def _first_error(log: str) -> str:
     return next((line for line in lines if "error" in line), lines[-1] if lines else "it gave no reason")
 
 
-def _compiler(kind: str) -> list[str]:
-    """The command of the C++ compiler."""
+def _compiler() -> list[str] | None:
+    """The command of the C++ compiler; None where there is none."""
     named = os.environ.get("CXX", "").split()
-    if named:
-        return named
     found = next((path for path in map(shutil.which, _COMPILERS) if path), None)
-    if found is None:
-        raise EngineError(f"the {kind} plug-in has to be built once, and there is no C++ compiler: install g++ or "
-                          "clang++, or name one in $CXX")  # fmt: skip
-    return [found]
+    return named or (None if found is None else [found])
 
 
 @cache
