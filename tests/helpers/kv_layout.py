@@ -1,6 +1,7 @@
-"""The order of keys and values in the sheets of CPU kernels, as compiler/kernels/cpu/kv_pages.py draws it."""
+"""The order of keys and values in the sheets of kernels, as compiler/kernels/*/kv_pages.py draw it."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,8 +10,15 @@ PAGE, SHEET_PAGES = 16, 4
 _WORD = 4
 
 
+class Layout(NamedTuple):
+    """How kernels keep pages `[pages, layers, 2, heads, PAGE, head_dim]` in sheets."""
+
+    stored: Callable[[Array], Array]
+    pages: Callable[[Array, int], Array]  # the inverse
+
+
 def stored(pages: Array) -> Array:
-    """`[pages, layers, 2, heads, PAGE, head_dim]`, one row for each key and value, as kernels keep it."""
+    """`[pages, layers, 2, heads, PAGE, head_dim]`, one row for each key and value, as CPU kernels keep it."""
     keys, values = pages[:, :, 0], pages[:, :, 1]
     *outer, dim = keys.shape
     if pages.dtype == np.int8:
@@ -49,3 +57,7 @@ def out_of_sheets(sheets: Array, count: int) -> Array:
     """The inverse of `in_sheets`, for `count` pages."""
     apart = sheets.reshape(*sheets.shape[:4], SHEET_PAGES, PAGE, *sheets.shape[5:])
     return np.moveaxis(apart, 4, 1).reshape(-1, *sheets.shape[1:4], PAGE, *sheets.shape[5:])[:count]
+
+
+CPU = Layout(stored, pages)
+DEVICE = Layout(in_sheets, out_of_sheets)

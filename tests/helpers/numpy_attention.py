@@ -20,8 +20,8 @@ def rotated(x: Array, positions: Array, parameters: RopeParameters | None = None
     frequencies, factor = inverse_frequencies(parameters or rope(x.shape[-1]))
     angles = (positions[:, None].astype(np.float32) * np.asarray(frequencies, np.float32)).astype(np.float64)
     cosine, sine = (f(angles)[:, None] * factor for f in (np.cos, np.sin))
-    a, b = np.split(x.astype(np.float64), 2, -1)
-    return np.concatenate([a * cosine - b * sine, b * cosine + a * sine], -1)
+    a, b, rest = np.split(x.astype(np.float64), [len(frequencies), 2 * len(frequencies)], -1)
+    return np.concatenate([a * cosine - b * sine, b * cosine + a * sine, rest], -1)
 
 
 def attention(q: Array, keys: Array, values: Array, window: int | None) -> Array:
