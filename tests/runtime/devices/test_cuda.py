@@ -1,7 +1,6 @@
 """CUDA without a card: TVM's stock CUDA runtime in the thin runtime, against a driver that only takes notes."""
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,25 +11,20 @@ from typing import Any
 import pytest
 import tvm
 from small_kernels import small_module
+from stub_driver import build_stub
 
 from mlc_llm.compiler.target import code_generation, cuda, resolve_target
 from mlc_llm.runtime.devices.cuda_code import FAT_BINARY
-
-_SOURCE = Path(__file__).parents[2] / "helpers/stub_cuda.c"
 
 
 @pytest.fixture(scope="module")
 def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a driver (libcuda.so.1) and a CUDA runtime (libcudart.so.13)."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("this machine has no C compiler")
     folder = tmp_path_factory.mktemp("stubs")
     versions = folder / "versions"
     versions.write_text("libcudart.so.13 { global: *; };")
-    for name, options in (("libcuda.so.1", ["-DDRIVER"]), ("libcudart.so.13", [f"-Wl,--version-script={versions}"])):
-        command = [compiler, "-shared", "-fPIC", "-w", f"-Wl,-soname,{name}", *options, "-o", str(folder / name)]
-        subprocess.run([*command, str(_SOURCE)], check=True)
+    build_stub("stub_cuda.c", folder, "libcuda.so.1", "-DDRIVER")
+    build_stub("stub_cuda.c", folder, "libcudart.so.13", f"-Wl,--version-script={versions}")
     return folder
 
 
