@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ...runtime.errors import UsageError
+from ...runtime.errors import EngineError, UsageError
 from .host import host_triple
 from .spirv import emit_kernel, module_bytes
 from .target import CompileTarget, GpuTraits
 
 # Shared memory and threads are what Vulkan devices other than the smallest have (a device must have 16 KB and 128).
 _TRAITS = GpuTraits(max_threads=256, shared_bytes=32 << 10)
+_BUILD = "target.build.vulkan"
 
 
 def resolve(variant: str, host: str) -> CompileTarget:
@@ -43,20 +44,33 @@ def resolve(variant: str, host: str) -> CompileTarget:
 
 @contextmanager
 def code_generation(_: CompileTarget) -> Iterator[None]:
-    """Compile for Vulkan inside: TVM has no code generator of its own for it."""
+    """Compile for Vulkan inside: TVM has no code generator of its own for it.
+
+    Raises EngineError, naming the kernel, for what Vulkan cannot do.
+    """
     import tvm_ffi
 
     from ...runtime.devices import plugin
 
     plugin.load("vulkan")  # its modules carry the kernels into the library; it needs no driver
-    tvm_ffi.register_global_func(_BUILD, _build, override=True)
+    refused: list[EngineError] = []
+
+    def build(module: Any, target: Any) -> Any:
+        try:
+            return _build(module, target)
+        except EngineError as error:
+            refused.append(error)
+            raise
+
+    tvm_ffi.register_global_func(_BUILD, build, override=True)
     try:
         yield
+    except Exception:
+        if refused:  # TVM has made another class of it, with a traceback in its text
+            raise refused[0] from None
+        raise
     finally:
         tvm_ffi.registry.remove_global_func(_BUILD)
-
-
-_BUILD = "target.build.vulkan"
 
 
 def _build(module: Any, target: Any) -> Any:

@@ -1,7 +1,7 @@
 """TIR's data types as the emitter sees them."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,7 +20,7 @@ class Dtype:
 
     def of(self, lanes: int) -> "Dtype":
         """The same numbers in another count of lanes."""
-        return self if lanes == self.lanes else replace(self, lanes=lanes)
+        return self if lanes == self.lanes else Dtype(self.kind, self.bits, lanes)
 
     @property
     def is_integer(self) -> bool:
@@ -65,5 +65,6 @@ def dtype_of(expression: Any) -> Dtype | None:
 BOOL = Dtype("bool", 8)
 INT32 = Dtype("int", 32)
 UINT32 = Dtype("uint", 32)
+INT64 = Dtype("int", 64)
 UINT64 = Dtype("uint", 64)
 FLOAT32 = Dtype("float", 32)

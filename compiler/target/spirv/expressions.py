@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ....runtime.errors import EngineError
-from .dtype import BOOL, UINT32, Dtype, dtype_of
+from .dtype import BOOL, INT64, UINT32, UINT64, Dtype, dtype_of
 from .indexing import Address, Indexing
 from .memory import Memory, Region
 from .operations import ARITHMETIC, COMPARISONS, MIN_MAX, PURE, ByKind
@@ -28,7 +28,7 @@ class Expressions:
             "IntImm": lambda node, dtype: values.constant(dtype, node.value),
             "FloatImm": lambda node, dtype: values.constant(dtype, node.value),
             "Var": self._variable,
-            "Cast": lambda node, dtype: values.cast(self.evaluate(node.value), dtype),
+            "Cast": self._cast,
             "Select": self._select,
             "Let": self._let,
             "Ramp": self._ramp,
@@ -92,6 +92,12 @@ class Expressions:
         if len(loaded) == 1:
             return loaded[0]
         return self.values.join(dtype, [lane for value in loaded for lane in self.values.lanes(value)])
+
+    def _cast(self, node: Any, dtype: Dtype) -> Value:
+        source = dtype_of(node.value)
+        if source in (INT64, UINT64) and dtype.is_integer and dtype.bits <= 32:
+            return self.values.cast(Value(UINT32, (self.indexing.low(node.value),)), dtype)
+        return self.values.cast(self.evaluate(node.value), dtype)
 
     def _variable(self, node: Any, dtype: Dtype) -> Value:
         if node not in self.variables:

@@ -55,6 +55,7 @@ class Module:
         self.type_of: dict[int, int] = {}  # of every value: the id of its type
         self.small_types: dict[int, str] = {}  # ids of the types with 8 or 16 bits a lane: "float16", "int8", ...
         self._known: dict[tuple[object, ...], int] = {}
+        self._types: dict[Dtype, int] = {}
         self._last = 0
         self.glsl = self.new_id()  # the set of extended instructions GLSL.std.450
 
@@ -95,19 +96,20 @@ class Module:
 
     def type(self, dtype: Dtype) -> int:
         """The type of a value of at most four lanes."""
+        if dtype not in self._types:
+            type_id = self._types[dtype] = self._declare_type(dtype)
+            if dtype.bits < 32 and dtype.kind != "bool":
+                self.small_types[type_id] = f"{'float' if dtype.is_float else 'int'}{dtype.bits}"
+        return self._types[dtype]
+
+    def _declare_type(self, dtype: Dtype) -> int:
         if dtype.lanes > 1:
-            vector = self.declare(Op.TYPE_VECTOR, None, self.type(dtype.of(1)), Literal(dtype.lanes))
-            return self._note_small(vector, dtype)
+            return self.declare(Op.TYPE_VECTOR, None, self.type(dtype.of(1)), Literal(dtype.lanes))
         if dtype.kind == "bool":
             return self.declare(Op.TYPE_BOOL, None)
         if dtype.is_float:
-            return self._note_small(self.declare(Op.TYPE_FLOAT, None, Literal(dtype.bits)), dtype)
-        return self._note_small(self.declare(Op.TYPE_INT, None, Literal(dtype.bits), Literal(0)), dtype)
-
-    def _note_small(self, type_id: int, dtype: Dtype) -> int:
-        if dtype.bits < 32 and dtype.kind != "bool":
-            self.small_types[type_id] = f"{'float' if dtype.is_float else 'int'}{dtype.bits}"
-        return type_id
+            return self.declare(Op.TYPE_FLOAT, None, Literal(dtype.bits))
+        return self.declare(Op.TYPE_INT, None, Literal(dtype.bits), Literal(0))
 
     def pointer(self, storage: Storage, pointee: int) -> int:
         """The type of pointers to `pointee`."""

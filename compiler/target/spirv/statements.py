@@ -103,7 +103,10 @@ class Statements:
         self._expressions.buffers[buffer] = self._expressions.memory.add_array(_ARRAYS[scope], dtype, count)
 
     def _store(self, node: Any) -> None:
+        # TVM narrows 64-bit numbers where it knows that they fit, also those that are stored as 64
+        element = dtype_of(node.buffer)
         value = self._expressions.evaluate(node.value)
+        value = value if element is None else self._values.cast(value, element)
         lanes = value.dtype.lanes
         region, runs = self._expressions.access(node.buffer, node.indices, lanes)
         if len(runs) == 1:
