@@ -17,8 +17,8 @@ from ..runtime.artifact import CHAT_CONFIG_NAME, FOLDER_SUFFIX, ChatConfig, cach
 from ..runtime.errors import UsageError
 from ..runtime.hub import Progress
 from ..runtime.published import fetch_published, published_place
-from .link import parse_host
 from .options import CheckedOptions
+from .target.host import parse_host
 
 DIST = Path("dist")
 

@@ -57,7 +57,7 @@ def build_library(
                 executable = relax.build(module, tvm_target, relax_pipeline=None)
             report(3, 4, "linking")
             room.unlink()
-            link(executable, linker, folder, output, target.device)
+            link(executable, linker, folder, output, target.runtime_device)
         report(4, 4, "done")
     return metadata
 
@@ -107,7 +107,7 @@ def _metadata(config: ChatConfig, model_config: Any, cache: CacheShape, target: 
         interface="5",
         package_version=__version__,
         tvm_version=tvm.__version__,
-        device=target.device,
+        device=target.runtime_device,
         target=target.attributes,
         cpu_features=list(target.cpu_features),
         host_triple=target.host_triple,

@@ -9,7 +9,6 @@ What the library calls of TVM's runtime stays undefined, on every system: whoeve
 """
 
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -19,17 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.artifact import cache_home
-from ..runtime.errors import EngineError, UsageError
+from ..runtime.errors import EngineError
 from .target.cpu import native_triple
+from .target.host import Host, parse_host
 
 _THREADS = Path(__file__).parent / "kernels/cpu/threads.c"  # goes into every library
 # The order in which tvm.support.cc looks for one; $CXX and $CC come first.
 _COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
-_ARCHITECTURES = {"arm64": "aarch64", "amd64": "x86_64"}  # spellings of triples -> the one that is used here
-LIBRARY_SUFFIXES = (".so", ".dylib")  # of a Linux, of Apple's systems
 _GLIBC = "2.28"  # that of TVM's own wheels
-# The oldest systems whose Metal has MSL 2.3, in which TVM compiles kernels
-_SYSTEM_VERSIONS = {"macos": "11.0", "ios": "14.0"}
 # ziglang has no stub of iOS's system library: these are its names that threads.c and the compiler itself ask for.
 _IOS_SYSTEM = """--- !tapi-tbd
 tbd-version: 4
@@ -46,51 +42,12 @@ exports:
 
 
 @dataclass(frozen=True)
-class Host:
-    """The machine whose processor loads a library, as its triple says."""
-
-    triple: str
-    architecture: str  # "x86_64", "aarch64"
-    system: str  # "linux", "macos", "ios"
-    version: str = ""  # of an Apple system: the oldest one that loads the library
-    abi: str = ""  # of a Linux: "gnu", "musl", "gnueabihf"
-
-    @property
-    def is_apple(self) -> bool:
-        """Whether its libraries are Mach-O files."""
-        return self.system != "linux"
-
-    @property
-    def suffix(self) -> str:
-        """What a library's file name ends in."""
-        return LIBRARY_SUFFIXES[self.is_apple]
-
-
-@dataclass(frozen=True)
 class Linker:
     """A C compiler that links for a host."""
 
     host: Host
     command: str  # a program
     is_zig: bool = False
-
-
-def parse_host(triple: str) -> Host:
-    """What a triple like "aarch64-linux-gnu" says. Raises UsageError for systems that libraries are not linked for."""
-    name, *rest = triple.lower().split("-")
-    architecture = _ARCHITECTURES.get(name, name)
-    for part in rest:
-        if match := re.fullmatch(r"(macosx|macos|darwin|ios)(\d+(?:\.\d+){0,2})?", part):
-            system = "ios" if match[1] == "ios" else "macos"
-            version = match[2] if match[2] and match[1] != "darwin" else _SYSTEM_VERSIONS[system]
-            return Host(triple, architecture, system, version)
-        if part == "linux" and rest[-1] != "android":
-            abi = rest[-1] if rest[-1] != "linux" else "gnu"
-            return Host(triple, architecture, "linux", abi=abi)
-    raise UsageError(
-        f"--host {triple}: libraries are linked for Linux, macOS and iOS; "
-        "expected a triple like x86_64-linux-gnu, aarch64-linux-gnu, arm64-apple-macos or arm64-apple-ios"
-    )
 
 
 def find_linker(triple: str) -> Linker:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.errors import UsageError
-from .link import LIBRARY_SUFFIXES, parse_host
 from .optimization import Optimization, parse_opt
 from .overrides import Overrides, parse_overrides
 from .quantization.choice import check_quantization
+from .target.host import LIBRARY_SUFFIXES, parse_host
 from .target.target import CompileTarget, resolve_target
 
 

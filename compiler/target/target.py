@@ -39,6 +39,11 @@ class CompileTarget:
     cpu_features: tuple[str, ...]  # instruction sets of the code, in /proc/cpuinfo's spelling
     gpu: GpuTraits | None = None  # None: the processor itself
 
+    @property
+    def runtime_device(self) -> str:
+        """What runs the library, as runtimes call it: an iPhone runs Metal."""
+        return "cpu" if self.gpu is None else str(self.attributes["kind"])
+
     def tvm_target(self) -> "tvm.target.Target":
         """The target as TVM's object; a device's one names its host, where what runs on the processor is compiled."""
         import tvm
@@ -61,6 +66,8 @@ _MODULES = {
     "cpu": "cpu",
     "llvm": "cpu",
     "cuda": "cuda",
+    "iphone": "iphone",
+    "metal": "metal",
     "opencl": "opencl",
     "rocm": "rocm",
     "vulkan": "vulkan",
