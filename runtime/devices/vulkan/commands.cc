@@ -30,26 +30,36 @@ std::unique_ptr<Commands::Batch> Commands::NewBatch() {
   VkCommandPoolCreateInfo pool{VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO};
   pool.flags = VK_COMMAND_POOL_CREATE_TRANSIENT_BIT;
   pool.queueFamilyIndex = info_.queue_family;
-  Check(functions_.vkCreateCommandPool(device_, &pool, nullptr, &batch->pool), info_.name, ": vkCreateCommandPool");
+  Check(functions_.vkCreateCommandPool(device_, &pool, nullptr, &batch->pool), info_.label, ": vkCreateCommandPool");
   VkCommandBufferAllocateInfo buffer{VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO};
   buffer.commandPool = batch->pool;
   buffer.level = VK_COMMAND_BUFFER_LEVEL_PRIMARY;
   buffer.commandBufferCount = 1;
-  Check(functions_.vkAllocateCommandBuffers(device_, &buffer, &batch->buffer), info_.name,
+  Check(functions_.vkAllocateCommandBuffers(device_, &buffer, &batch->buffer), info_.label,
         ": vkAllocateCommandBuffers");
   VkFenceCreateInfo fence{VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
-  Check(functions_.vkCreateFence(device_, &fence, nullptr, &batch->fence), info_.name, ": vkCreateFence");
+  Check(functions_.vkCreateFence(device_, &fence, nullptr, &batch->fence), info_.label, ": vkCreateFence");
   VkDescriptorPoolSize size{VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, kSetBuffers};
   VkDescriptorPoolCreateInfo descriptors{VK_STRUCTURE_TYPE_DESCRIPTOR_POOL_CREATE_INFO};
   descriptors.maxSets = kSets;
   descriptors.poolSizeCount = 1;
   descriptors.pPoolSizes = &size;
-  Check(functions_.vkCreateDescriptorPool(device_, &descriptors, nullptr, &batch->descriptors), info_.name,
+  Check(functions_.vkCreateDescriptorPool(device_, &descriptors, nullptr, &batch->descriptors), info_.label,
         ": vkCreateDescriptorPool");
   return batch;
 }
 
+// Throws where the device failed now or earlier: what it had to do then is lost, and with it what tensors hold.
+void Commands::CheckAlive(VkResult result, const char* what) {
+  if (result == VK_SUCCESS && !failed_) return;
+  if (failed_) Fail(info_.label, ": the device has failed before: start the program again");
+  failed_ = true;
+  open_.reset();
+  Fail(info_.label, ": ", what, ": ", ResultName(result));
+}
+
 void Commands::Begin() {
+  CheckAlive(VK_SUCCESS, "");
   if (open_ != nullptr) return;
   Collect();
   if (running_.size() >= kRunning) Wait(running_.front()->number);
@@ -58,7 +68,7 @@ void Commands::Begin() {
   idle_.pop_back();
   VkCommandBufferBeginInfo begin{VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
   begin.flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT;
-  Check(functions_.vkBeginCommandBuffer(batch->buffer, &begin), info_.name, ": vkBeginCommandBuffer");
+  Check(functions_.vkBeginCommandBuffer(batch->buffer, &begin), info_.label, ": vkBeginCommandBuffer");
   batch->number = next_;
   open_ = std::move(batch);
 }
@@ -71,7 +81,7 @@ VkDescriptorSet Commands::DescriptorSet(VkDescriptorSetLayout layout, uint32_t b
   allocate.descriptorSetCount = 1;
   allocate.pSetLayouts = &layout;
   VkDescriptorSet set = 0;
-  Check(functions_.vkAllocateDescriptorSets(device_, &allocate, &set), info_.name, ": vkAllocateDescriptorSets");
+  Check(functions_.vkAllocateDescriptorSets(device_, &allocate, &set), info_.label, ": vkAllocateDescriptorSets");
   ++open_->sets;
   open_->set_buffers += buffers;
   return set;
@@ -112,11 +122,11 @@ void Commands::DispatchRecorded() {
 void Commands::Submit() {
   if (open_ == nullptr) return;
   Barrier(VK_PIPELINE_STAGE_HOST_BIT, VK_ACCESS_HOST_READ_BIT);  // the next batch and the host see everything
-  Check(functions_.vkEndCommandBuffer(open_->buffer), info_.name, ": vkEndCommandBuffer");
+  CheckAlive(functions_.vkEndCommandBuffer(open_->buffer), "vkEndCommandBuffer");
   VkSubmitInfo submit{VK_STRUCTURE_TYPE_SUBMIT_INFO};
   submit.commandBufferCount = 1;
   submit.pCommandBuffers = &open_->buffer;
-  Check(functions_.vkQueueSubmit(queue_, 1, &submit, open_->fence), info_.name, ": vkQueueSubmit");
+  CheckAlive(functions_.vkQueueSubmit(queue_, 1, &submit, open_->fence), "vkQueueSubmit");
   ++counters_.submissions;
   ++next_;
   running_.push_back(std::move(open_));
@@ -127,7 +137,7 @@ void Commands::Collect() {
   while (!running_.empty()) {
     VkResult result = functions_.vkGetFenceStatus(device_, running_.front()->fence);
     if (result == VK_NOT_READY) return;
-    Check(result, info_.name, ": vkGetFenceStatus");
+    CheckAlive(result, "vkGetFenceStatus");
     Retire();
   }
 }
@@ -136,9 +146,9 @@ void Commands::Retire() {
   std::unique_ptr<Batch> batch = std::move(running_.front());
   running_.pop_front();
   done_ = batch->number;
-  Check(functions_.vkResetFences(device_, 1, &batch->fence), info_.name, ": vkResetFences");
-  Check(functions_.vkResetCommandPool(device_, batch->pool, 0), info_.name, ": vkResetCommandPool");
-  Check(functions_.vkResetDescriptorPool(device_, batch->descriptors, 0), info_.name, ": vkResetDescriptorPool");
+  Check(functions_.vkResetFences(device_, 1, &batch->fence), info_.label, ": vkResetFences");
+  Check(functions_.vkResetCommandPool(device_, batch->pool, 0), info_.label, ": vkResetCommandPool");
+  Check(functions_.vkResetDescriptorPool(device_, batch->descriptors, 0), info_.label, ": vkResetDescriptorPool");
   batch->dispatches = batch->sets = batch->set_buffers = 0;
   idle_.push_back(std::move(batch));
 }
@@ -149,11 +159,11 @@ bool Commands::Done(uint64_t number) {
 }
 
 void Commands::Wait(uint64_t number) {
+  CheckAlive(VK_SUCCESS, "");
   if (number >= next_) Submit();
   while (!running_.empty() && running_.front()->number <= number) {
     ++counters_.waits;
-    Check(functions_.vkWaitForFences(device_, 1, &running_.front()->fence, 1, ~uint64_t{0}), info_.name,
-          ": vkWaitForFences");
+    CheckAlive(functions_.vkWaitForFences(device_, 1, &running_.front()->fence, 1, ~uint64_t{0}), "vkWaitForFences");
     Retire();
   }
 }

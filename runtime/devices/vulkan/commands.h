@@ -18,8 +18,8 @@ struct Span {
   bool write;
 };
 
-// A queue of a device. Batches are numbered from 1 on in the order in which they run; waiting for a number waits for all
-// before it. Commands run in the order of recording as far as they touch the same memory. Not locked.
+// A queue of a device. Batches are numbered from 1 on in the order in which they run; waiting for a number waits for
+// all before it. Commands run in the order of recording as far as they touch the same memory. Not locked.
 class Commands {
  public:
   Commands(const DeviceInfo& info, VkDevice device, const DeviceFunctions& functions);
@@ -59,6 +59,7 @@ class Commands {
   };
 
   void Begin();
+  void CheckAlive(VkResult result, const char* what);
   std::unique_ptr<Batch> NewBatch();
   void Barrier(VkFlags also_stage, VkFlags also_access);
   void Collect();
@@ -73,6 +74,7 @@ class Commands {
   std::deque<std::unique_ptr<Batch>> running_;
   std::vector<std::unique_ptr<Batch>> idle_;
   std::vector<Span> unordered_;  // what the commands since the last barrier touch
+  bool failed_ = false;          // the device has stopped computing
   Counters counters_;
 };
 

@@ -20,26 +20,27 @@ Device::Device(const Driver& driver, const DeviceInfo& info) : info_(info) {
   create.pQueueCreateInfos = &queue;
   create.enabledExtensionCount = static_cast<uint32_t>(extensions.size());
   create.ppEnabledExtensionNames = extensions.data();
-  Check(driver.functions().vkCreateDevice(info_.handle, &create, nullptr, &device_), info_.name, ": vkCreateDevice");
-#define MLC_FIND(function, result, arguments)                                                                       \
-  functions_.function = reinterpret_cast<result(*) arguments>(driver.functions().vkGetDeviceProcAddr(device_, #function)); \
-  if (functions_.function == nullptr) Fail(info_.name, ": its driver has no function " #function);
+  Check(driver.functions().vkCreateDevice(info_.handle, &create, nullptr, &device_), info_.label, ": vkCreateDevice");
+  auto find = driver.functions().vkGetDeviceProcAddr;
+#define MLC_FIND(function, result, arguments)                                               \
+  functions_.function = reinterpret_cast<result(*) arguments>(find(device_, #function)); \
+  if (functions_.function == nullptr) Fail(info_.label, ": its driver has no function " #function);
   MLC_VULKAN_DEVICE_FUNCTIONS(MLC_FIND)
 #undef MLC_FIND
   parts_ = std::make_unique<Parts>(info_, device_, functions_);
 }
 
 Device::Parts& Device::parts() const {
-  if (closed_) Fail(info_.name, ": the process is ending");
+  if (closed_) Fail(info_.label, ": the process is ending");
   return *parts_;
 }
 
 // Where `bytes` at `address` are. Throws unless all of them lie in one tensor.
 Place Device::Find(uint64_t address, uint64_t bytes) {
   Place place{};
-  if (!parts().memory.Find(address, &place)) Fail(info_.name, ": a tensor's address is not one of this device");
+  if (!parts().memory.Find(address, &place)) Fail(info_.label, ": a tensor's address is not one of this device");
   if (place.left() < bytes) {
-    Fail(info_.name, ": ", Bytes(bytes), " are copied, ", Bytes(place.left()), " are there");
+    Fail(info_.label, ": ", Bytes(bytes), " are copied, ", Bytes(place.left()), " are there");
   }
   return place;
 }

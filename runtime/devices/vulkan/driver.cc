@@ -22,8 +22,6 @@ constexpr const char* kDriverProperties = "VK_KHR_driver_properties";
 constexpr const char* kMatrix = "VK_KHR_cooperative_matrix";
 constexpr const char* kMemoryBudget = "VK_EXT_memory_budget";
 
-std::string VersionName(uint32_t version) { return Text(version >> 22 & 0x7f, ".", version >> 12 & 0x3ff); }
-
 // Faster kinds of devices come first.
 int Rank(VkPhysicalDeviceType type) {
   switch (type) {
@@ -40,6 +38,13 @@ const char* TypeName(VkPhysicalDeviceType type) {
   return kNames[Rank(type)];
 }
 
+// MLC_VULKAN_UNIFIED=0 has tensors of an integrated GPU or CPU written as those of a GPU with its own memory.
+bool IsUnified(VkPhysicalDeviceType type) {
+  const char* asked = std::getenv("MLC_VULKAN_UNIFIED");
+  if (asked != nullptr && std::string(asked) == "0") return false;
+  return type == VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU || type == VK_PHYSICAL_DEVICE_TYPE_CPU;
+}
+
 // Puts `structure` at the front of the list that `head` begins.
 template <typename Head, typename Structure>
 void Link(Head* head, Structure* structure) {
@@ -48,6 +53,8 @@ void Link(Head* head, Structure* structure) {
 }
 
 }  // namespace
+
+std::string VersionName(uint32_t version) { return Text(version >> 22 & 0x7f, ".", version >> 12 & 0x3ff); }
 
 std::string ResultName(VkResult result) {
 #define MLC_NAME(code) \
@@ -97,11 +104,6 @@ bool DeviceInfo::Knows(const char* extension) const {
   return std::find(known.begin(), known.end(), extension) != known.end();
 }
 
-bool DeviceInfo::unified() const {
-  VkPhysicalDeviceType type = properties.deviceType;
-  return type == VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU || type == VK_PHYSICAL_DEVICE_TYPE_CPU;
-}
-
 uint32_t DeviceInfo::main_heap() const {
   uint32_t best = 0;
   uint64_t bytes = 0;
@@ -125,6 +127,7 @@ JsonObject DeviceInfo::Describe() const {
       .Add("type", TypeName(properties.deviceType))
       .Add("api", VersionName(properties.apiVersion))
       .Add("memory", total_memory())
+      .Add("unified_memory", unified)
       .Add("max_buffer", uint64_t{limits().maxStorageBufferRange})
       .Add("max_allocation", max_allocation)
       .Add("max_buffers", uint64_t{limits().maxPerStageDescriptorStorageBuffers})
@@ -251,14 +254,15 @@ bool Driver::Inspect(VkPhysicalDevice handle, DeviceInfo* info) const {
   functions_.vkGetPhysicalDeviceProperties2(handle, &properties);
 
   info->name = info->properties.deviceName;
+  info->label = Text("Vulkan device ", info->name);
   info->driver = Text(driver.driverName, driver.driverName[0] != 0 ? " " : "", driver.driverInfo);
+  info->unified = IsUnified(info->properties.deviceType);
   info->max_allocation = maintenance.maxMemoryAllocationSize;
   info->subgroup_size = subgroup.subgroupSize;
   const VkPhysicalDeviceProperties& known = info->properties;
   info->identity = Text("vulkan pipelines, ", known.vendorID, " ", known.deviceID, " ", known.driverVersion, " ");
-  for (const uint8_t* uuid : std::initializer_list<const uint8_t*>{id.deviceUUID, id.driverUUID, known.pipelineCacheUUID}) {
-    info->identity.append(reinterpret_cast<const char*>(uuid), kUuidSize);
-  }
+  const uint8_t* uuids[] = {id.deviceUUID, id.driverUUID, known.pipelineCacheUUID};
+  for (const uint8_t* uuid : uuids) info->identity.append(reinterpret_cast<const char*>(uuid), kUuidSize);
   InspectFeatures(info, subgroup);
   return true;
 }

@@ -32,6 +32,9 @@ constexpr uint32_t kAllFeatures = (1u << 9) - 1;
 // "float16, int64": the features in words.
 std::string FeatureNames(uint32_t features);
 
+// "1.3" of a packed version.
+std::string VersionName(uint32_t version);
+
 // "VK_ERROR_DEVICE_LOST", or the number of a code that the plug-in has no name for.
 std::string ResultName(VkResult result);
 
@@ -65,17 +68,17 @@ struct DeviceInfo {
   VkPhysicalDeviceProperties properties{};
   VkPhysicalDeviceMemoryProperties memory{};
   std::string name, driver;
+  std::string label;                // as errors begin: "Vulkan device ..."
   std::string identity;             // of device and driver: what pipelines were built for
   std::vector<std::string> known;   // extensions of the device
   uint32_t queue_family = 0;        // the one that computes
   uint32_t features = 0;            // bits of Feature
   uint32_t subgroup_size = 0;
   uint64_t max_allocation = 0;
+  bool unified = false;  // device and host share their memory
 
   const VkPhysicalDeviceLimits& limits() const { return properties.limits; }
   bool Knows(const char* extension) const;
-  // Whether device and host share their memory.
-  bool unified() const;
   uint64_t total_memory() const;
   // The heap that tensors live in: the largest of the device's own memory.
   uint32_t main_heap() const;

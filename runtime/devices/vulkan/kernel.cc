@@ -10,6 +10,11 @@ namespace {
 constexpr uint32_t kMaxPushConstants = 1u << 16;  // more than any device takes
 constexpr char kAxes[] = "xyz";
 
+// Whether `text` can stand in an error.
+bool Printable(const std::string& text) {
+  return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) { return c > ' ' && c < 127; });
+}
+
 // Bytes that a scalar takes among the push constants.
 uint32_t ScalarBytes(DLDataType type) { return std::max<uint32_t>(1, type.bits / 8u); }
 
@@ -24,6 +29,9 @@ Kernel::Kernel(SavedBytes* reader) {
   push_constants = reader->Read<uint32_t>();
   code = reader->ReadString();
 
+  if (!Printable(info.name) || !std::all_of(info.tags.begin(), info.tags.end(), Printable)) {
+    Fail("the library's vulkan module is damaged: compile the library again");
+  }
   info.CheckTags();
   uint32_t end = 0;
   scalar_offsets.resize(info.types.size());

@@ -32,7 +32,7 @@ Memory::Memory(const DeviceInfo& info, VkDevice device, const DeviceFunctions& f
 
 uint64_t Memory::Allocate(uint64_t bytes) {
   uint64_t wanted = RoundUp(std::max<uint64_t>(bytes, 1), alignment_);
-  if (wanted < bytes) Fail(info_.name, ": no device has ", Bytes(bytes), " of memory");
+  if (wanted < bytes) Fail(info_.label, ": no device has ", Bytes(bytes), " of memory");
   ReleaseRetired(false);
   MemoryBlock* block = BlockFor(wanted);
   auto range = block->free.begin();
@@ -62,7 +62,7 @@ MemoryBlock* Memory::BlockFor(uint64_t bytes) {
   block->address = ReserveAddresses(block->bytes);
   if (block->address == 0) {
     Release(block.get());
-    Fail(info_.name, ": the process has no ", Bytes(bytes), " of addresses left");
+    Fail(info_.label, ": the process has no ", Bytes(bytes), " of addresses left");
   }
   blocks_.push_back(std::move(block));
   return blocks_.back().get();
@@ -70,7 +70,7 @@ MemoryBlock* Memory::BlockFor(uint64_t bytes) {
 
 void Memory::Free(uint64_t address) {
   auto found = allocations_.find(address);
-  if (found == allocations_.end()) Fail(info_.name, ": memory is freed that was not allocated");
+  if (found == allocations_.end()) Fail(info_.label, ": memory is freed that was not allocated");
   MemoryBlock* block = found->second.block;
   uint64_t offset = found->second.offset, bytes = found->second.bytes, last_use = found->second.last_use;
   in_use_ -= bytes;
@@ -160,7 +160,8 @@ VkResult Memory::TryBlock(uint64_t bytes, MemoryUse use, MemoryBlock* block) {
     result = functions_.vkBindBufferMemory(device_, block->buffer, block->memory, 0);
     VkFlags flags = info_.memory.memoryTypes[type].propertyFlags;
     constexpr VkFlags kMapped = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
-    if (result == VK_SUCCESS && (flags & kMapped) == kMapped) {
+    bool seen = use != MemoryUse::kTensors || info_.unified;  // a GPU's own memory is slow even where it can be seen
+    if (result == VK_SUCCESS && seen && (flags & kMapped) == kMapped) {
       void* mapped = nullptr;
       result = functions_.vkMapMemory(device_, block->memory, 0, kWholeSize, 0, &mapped);
       block->mapped = static_cast<char*>(mapped);
@@ -190,7 +191,7 @@ int Memory::MemoryType(uint32_t allowed, MemoryUse use) const {
   using Choices = std::vector<Choice>;
   Choices choices = use == MemoryUse::kUpload     ? Choices{{kHost, kCached | kLocal}, {kHost, kLocal}, {kHost, 0}}
                     : use == MemoryUse::kReadback ? Choices{{kHost | kCached, 0}, {kHost, 0}}
-                    : info_.unified() ? Choices{{kLocal | kHost | kCached, 0}, {kLocal | kHost, 0}, {kLocal, 0}, {0, 0}}
+                    : info_.unified ? Choices{{kLocal | kHost | kCached, 0}, {kLocal | kHost, 0}, {kLocal, 0}, {0, 0}}
                                       : Choices{{kLocal, kHost}, {kLocal, 0}, {0, 0}};
   for (const Choice& choice : choices) {
     for (uint32_t i = 0; i < info_.memory.memoryTypeCount; ++i) {
@@ -201,7 +202,7 @@ int Memory::MemoryType(uint32_t allowed, MemoryUse use) const {
       }
     }
   }
-  Fail(info_.name, ": it has no memory for buffers that the plug-in could use");
+  Fail(info_.label, ": it has no memory for buffers that the plug-in could use");
 }
 
 void Memory::Release(MemoryBlock* block) {
@@ -213,10 +214,10 @@ void Memory::Release(MemoryBlock* block) {
 
 void Memory::FailOutOfMemory(uint64_t bytes, VkResult result) const {
   if (bytes > info_.max_allocation) {
-    Fail(info_.name, ": a tensor of ", Bytes(bytes), " is larger than the ", Bytes(info_.max_allocation),
+    Fail(info_.label, ": a tensor of ", Bytes(bytes), " is larger than the ", Bytes(info_.max_allocation),
          " that this device allocates at once: use a smaller model or context");
   }
-  Fail(info_.name, ": no memory for another ", Bytes(bytes), " (", ResultName(result), "), ", Bytes(reserved_), " of ",
+  Fail(info_.label, ": no memory for another ", Bytes(bytes), " (", ResultName(result), "), ", Bytes(reserved_), " of ",
        Bytes(info_.total_memory()), " are taken by this process: use a smaller model, context or batch");
 }
 

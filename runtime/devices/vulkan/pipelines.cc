@@ -13,7 +13,7 @@ Pipelines::Pipelines(const DeviceInfo& info, VkDevice device, const DeviceFuncti
   create.pInitialData = kept.data();
   if (functions_.vkCreatePipelineCache(device_, &create, nullptr, &cache_) == VK_SUCCESS) return;
   create.initialDataSize = 0;  // what was kept does not please the driver
-  Check(functions_.vkCreatePipelineCache(device_, &create, nullptr, &cache_), info_.name, ": vkCreatePipelineCache");
+  Check(functions_.vkCreatePipelineCache(device_, &create, nullptr, &cache_), info_.label, ": vkCreatePipelineCache");
 }
 
 const Pipeline& Pipelines::Get(const Kernel& kernel) {

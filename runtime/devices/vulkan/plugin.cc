@@ -1,8 +1,8 @@
 // TVM's device "vulkan" and its modules of SPIR-V kernels, registered when this library is loaded.
 //
 // A module, little endian: "MLCSPV1\n"; u64 n, then n kernels: string name; types of the arguments; launch tags;
-// u32 x 3 threads of a workgroup; u32 features; u32 bytes of push constants; string SPIR-V. Strings and lists begin with
-// their length as u64. Buffer i is binding i of set 0; scalars are push constants, each aligned to its size.
+// u32 x 3 threads of a workgroup; u32 features; u32 bytes of push constants; string SPIR-V. Strings and lists begin
+// with their length as u64. Buffer i is binding i of set 0; scalars are push constants, each aligned to its size.
 
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/reflection/registry.h>
@@ -40,13 +40,13 @@ class VulkanDeviceAPI final : public tvm::runtime::DeviceAPI {
     if (kind == tvm::runtime::kExist || !exists) return;
     const DeviceInfo& info = driver.devices()[static_cast<size_t>(device.device_id)];
     const VkPhysicalDeviceLimits& limits = info.limits();
-    auto version = [](uint32_t value) { return static_cast<int64_t>((value >> 22 & 0x7f) * 1000 + (value >> 12 & 0x3ff)); };
     switch (kind) {
       case tvm::runtime::kMaxThreadsPerBlock: *result = int64_t{limits.maxComputeWorkGroupInvocations}; break;
       case tvm::runtime::kWarpSize: *result = int64_t{info.subgroup_size}; break;
       case tvm::runtime::kMaxSharedMemoryPerBlock: *result = int64_t{limits.maxComputeSharedMemorySize}; break;
       case tvm::runtime::kDeviceName: *result = ffi::String(info.name); break;
-      case tvm::runtime::kApiVersion: *result = version(info.properties.apiVersion); break;
+      case tvm::runtime::kComputeVersion:
+      case tvm::runtime::kApiVersion: *result = ffi::String(VersionName(info.properties.apiVersion)); break;
       case tvm::runtime::kDriverVersion: *result = ffi::String(info.driver); break;
       case tvm::runtime::kMaxThreadDimensions: {
         const uint32_t* size = limits.maxComputeWorkGroupSize;

@@ -34,7 +34,8 @@ constexpr uint32_t kLocalSize = 17, kNonWritable = 24, kBinding = 33, kComputeMo
 
 class Reader {
  public:
-  Reader(const std::string& kernel, const std::string& code, size_t buffers) : kernel_(kernel), words_(code.size() / 4) {
+  Reader(const std::string& kernel, const std::string& code, size_t buffers)
+      : kernel_(kernel), words_(code.size() / 4) {
     std::memcpy(words_.data(), code.data(), words_.size() * 4);
     if (code.size() % 4 != 0 || words_.size() < kHeaderWords || words_[0] != kMagic) Damaged();
     shader_.written.resize(buffers);

@@ -8,10 +8,10 @@ namespace vulkan {
 
 namespace {
 
-constexpr uint64_t kWithin = 4096;                   // bytes that are recorded within the commands; Vulkan's limit is 65536
+constexpr uint64_t kWithin = 4096;  // bytes that are recorded within the commands; Vulkan takes up to 65536
 constexpr uint64_t kRing = uint64_t{16} << 20;
-constexpr uint64_t kPiece = kRing / 4;               // bytes of one copy through the ring
-constexpr uint64_t kSubmit = uint64_t{1} << 20;      // copies from this size on are not kept waiting for kernels
+constexpr uint64_t kPiece = kRing / 4;           // bytes of one copy through the ring
+constexpr uint64_t kSubmit = uint64_t{1} << 20;  // copies from this size on are not kept waiting for kernels
 constexpr uint64_t kReadback = uint64_t{4} << 20;
 constexpr uint64_t kRingAlignment = 256;
 
