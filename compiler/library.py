@@ -72,8 +72,9 @@ def _trace(
     assign_weights(model)
     module, named_parameters = model.export_tvm(spec=model.specification())
     # what the processor runs, also where a device runs the model: loading, and sampling from logits that it has seen
-    for name, function in {**layers.preprocs, **sampling_kernels()}.items():
-        if target.gpu is not None:
+    on_host = {**layers.preprocs, **sampling_kernels()}
+    for name, function in {**on_host, **layers.family.others(model.cache.shape, target)}.items():
+        if target.gpu is not None and name in on_host:
             function = function.with_attr("tirx.is_host_func", True)
         module[name] = function.with_attr("global_symbol", name)
     metadata = _metadata(config, model_config, model.cache.shape, target, named_parameters)

@@ -8,6 +8,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+_OPAQUE = 8  # TVM's OpPatternKind: nothing is fused with it
 _PARTS = 96  # of a parallel loop: as threads.c expects it; a multiple of 2, 3, 4, 6, 8, 12, 16, 24, 32 and 48 threads
 
 
@@ -42,7 +43,7 @@ def kernel(name: str, **attributes: object) -> Iterator[Kernel]:
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
-            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, **attributes})
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": _OPAQUE, **attributes})
             under_construction = Kernel(name)
             yield under_construction
         # the Relax function that calls the kernel names it: many share one name here

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from tvm import tirx
 from tvm.relax.frontend.nn import Tensor
 
 from ..target.target import CompileTarget
+from .cache_kernels import CacheShape
 from .kv_cache import MakeKernels
 from .table import KernelTable
 
@@ -23,10 +25,24 @@ class Family:
     # the cache. Returns the logits [batch, vocab].
     sample: Callable[[CompileTarget, Tensor, Tensor, Tensor, Tensor], Tensor]
     sampling_dtype: Literal["float32", "float64"]  # of settings and uniforms
+    # What else the runtime calls: names and kernels.
+    others: Callable[[CacheShape, CompileTarget], dict[str, tirx.PrimFunc]]
 
 
 def family(target: CompileTarget) -> Family:
     """The kernels of a target."""
-    from .cpu import attention, sample_in_pass, table
+    if target.gpu is None:
+        from .cpu import attention, sample_in_pass, table
 
-    return Family(table.CpuKernels, attention.cache_kernels, sample_in_pass.sample, "float64")
+        return Family(
+            table.CpuKernels, attention.cache_kernels, sample_in_pass.sample, "float64", lambda cache, target: {}
+        )
+    from .gpu import attention as gpu_attention
+    from .gpu import kv_pages
+    from .gpu import sample_in_pass as gpu_sample_in_pass
+    from .gpu import table as gpu_table
+
+    return Family(
+        gpu_table.GpuKernels, gpu_attention.cache_kernels, gpu_sample_in_pass.sample, "float32",
+        lambda cache, target: {"copy_page": kv_pages.copy_page(cache, target)},
+    )  # fmt: skip
