@@ -26,6 +26,7 @@ std::string TextInfo(Getter getter, Object object, cl_uint what) {
   if (getter(object, what, size, &text[0], nullptr) != CL_SUCCESS) return "";
   text.resize(std::strlen(text.c_str()));
   text.erase(0, text.find_first_not_of(' '));
+  text.erase(text.find_last_not_of(' ') + 1);
   return text;
 }
 
@@ -47,7 +48,11 @@ Limits ReadLimits(cl_platform_id platform, cl_device_id id, const char* type) {
   limits.clock_mhz = Info<cl_uint>(id, CL_DEVICE_MAX_CLOCK_FREQUENCY);
   limits.max_threads = Info<size_t>(id, CL_DEVICE_MAX_WORK_GROUP_SIZE);
   limits.max_argument_bytes = Info<size_t>(id, CL_DEVICE_MAX_PARAMETER_SIZE);
-  api.GetDeviceInfo(id, CL_DEVICE_MAX_WORK_ITEM_SIZES, sizeof(limits.max_threads_of), limits.max_threads_of, nullptr);
+  size_t bytes = 0;  // three axes or more
+  api.GetDeviceInfo(id, CL_DEVICE_MAX_WORK_ITEM_SIZES, 0, nullptr, &bytes);
+  std::vector<size_t> axes(std::max<size_t>(3, bytes / sizeof(size_t)), 1);
+  api.GetDeviceInfo(id, CL_DEVICE_MAX_WORK_ITEM_SIZES, axes.size() * sizeof(size_t), axes.data(), nullptr);
+  std::copy_n(axes.begin(), 3, limits.max_threads_of);
   std::string extensions = " " + TextInfo(api.GetDeviceInfo, id, CL_DEVICE_EXTENSIONS) + " ";
   limits.float16 = extensions.find(" cl_khr_fp16 ") != std::string::npos;
   limits.float64 = extensions.find(" cl_khr_fp64 ") != std::string::npos;

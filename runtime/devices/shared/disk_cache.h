@@ -1,9 +1,11 @@
 // What a driver made of kernels, kept in the user's cache folder from one run to the next.
 #pragma once
 
+#include <dirent.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +13,8 @@
 #include <iterator>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "text.h"
 
@@ -59,6 +63,7 @@ class DiskCache {
       mkdir(folder_.substr(0, slash).c_str(), 0755);
     }
     mkdir(folder_.c_str(), 0755);
+    Prune();
     std::string path = Path(identity), temporary = path + ".XXXXXX";
     int handle = mkstemp(&temporary[0]);
     if (handle < 0) return;
@@ -68,6 +73,24 @@ class DiskCache {
   }
 
  private:
+  static constexpr size_t kMostFiles = 4096;
+
+  // Removes the half that was written first where there are too many files.
+  void Prune() const {
+    std::vector<std::pair<int64_t, std::string>> files;
+    DIR* folder = opendir(folder_.c_str());
+    if (folder == nullptr) return;
+    while (dirent* entry = readdir(folder)) {
+      std::string path = folder_ + "/" + entry->d_name;
+      struct stat status;
+      if (stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode)) files.emplace_back(status.st_mtime, path);
+    }
+    closedir(folder);
+    if (files.size() < kMostFiles) return;
+    std::sort(files.begin(), files.end());
+    for (size_t i = 0; i < files.size() / 2; ++i) unlink(files[i].second.c_str());
+  }
+
   static std::string Raw(uint64_t value) { return std::string(reinterpret_cast<const char*>(&value), sizeof(value)); }
   static std::string Sum(const std::string& bytes) { return Raw(Hash(bytes)); }
 

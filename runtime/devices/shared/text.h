@@ -40,7 +40,7 @@ inline std::string FirstError(const std::string& log) {
   while (std::getline(lines, line)) {
     size_t begin = line.find_first_not_of(" \t\r");
     if (begin == std::string::npos) continue;
-    line = line.substr(begin, line.find_last_not_of(" \t\r") - begin + 1);
+    line = line.substr(begin, line.find_last_not_of(" \t\r") - begin + 1).substr(0, 300);
     if (line.find("error") != std::string::npos || line.find("Error") != std::string::npos) return line;
     if (first.empty()) first = line;
   }
