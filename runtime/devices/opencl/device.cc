@@ -223,8 +223,11 @@ void Device::Run(cl_kernel kernel, const KernelInfo& info, const TVMFFIAny* argu
     code = enqueue();
   }
   if (code != CL_SUCCESS) {
+    size_t most = 0;
+    api.GetKernelWorkGroupInfo(kernel, id_, CL_KERNEL_WORK_GROUP_SIZE, sizeof(most), &most, nullptr);
     Fail("kernel ", info.name, ": cannot run on ", limits.name, ": ", ErrorName(code), " (", launch.groups[0], "x",
-         launch.groups[1], "x", launch.groups[2], " groups of ", launch.group_threads(), " threads)");
+         launch.groups[1], "x", launch.groups[2], " groups of ", launch.group_threads(), " threads; the driver runs at most ",
+         most, " of this kernel)");
   }
   if (++unflushed_ == kFlushAfter) {
     unflushed_ = 0;

@@ -4,9 +4,11 @@
 #include <tvm/ffi/function.h>
 #include <tvm/ffi/reflection/registry.h>
 
+#include <array>
 #include <cstdlib>
 #include <map>
 #include <optional>
+#include <tuple>
 
 #include "../shared/disk_cache.h"
 #include "../shared/kernel.h"
@@ -21,10 +23,15 @@ namespace ffi = tvm::ffi;
 
 const char* const kOptions = "";
 
-// A kernel as one device runs it.
-struct Built {
-  cl_kernel kernel = nullptr;
-  size_t max_threads = 0;
+// Which program a kernel is: the device's, for groups of so many threads.
+struct Variant {
+  Device* device;
+  const KernelInfo* info;
+  std::array<size_t, 3> threads;
+
+  bool operator<(const Variant& other) const {
+    return std::tie(device, info, threads) < std::tie(other.device, other.info, other.threads);
+  }
 };
 
 // Whether to keep what the driver made of a kernel. PoCL keeps it itself, and compiles once more to hand it out.
@@ -47,6 +54,18 @@ std::map<std::string, std::string> SplitSource(const std::string& source) {
     at = next;
   }
   return parts;
+}
+
+// The text with the size of its groups said: a driver that has to guess may use so many registers that a group of that
+// size does not fit.
+std::string Sized(std::string source, const std::string& kernel, const std::array<size_t, 3>& threads) {
+  const std::string head = "__kernel void " + kernel + "(";
+  const std::string sized = Text("__kernel __attribute__((reqd_work_group_size(", threads[0], ", ", threads[1], ", ",
+                                 threads[2], "))) void ", kernel, "(");
+  for (size_t at = source.find(head); at != std::string::npos; at = source.find(head, at + sized.size())) {
+    source.replace(at, head.size(), sized);
+  }
+  return source;
 }
 
 std::string BuildLog(cl_program program, cl_device_id device) {
@@ -113,7 +132,9 @@ class OpenCLModule final : public ffi::ModuleObj {
   }
 
   ~OpenCLModule() {
-    for (auto& entry : built_) Api::Get().ReleaseKernel(entry.second.kernel);
+    for (auto& entry : built_) {
+      if (entry.second != nullptr) Api::Get().ReleaseKernel(entry.second);
+    }
   }
 
   const char* kind() const final { return "opencl"; }
@@ -135,32 +156,25 @@ class OpenCLModule final : public ffi::ModuleObj {
     Launch launch = info.ReadLaunch(args);
     if (launch.empty()) return;
     Device& device = Devices::Get()[CurrentDevice()];
-    const Built& built = Kernel(device, info);
-    if (launch.group_threads() > built.max_threads) {
-      Fail("kernel ", info.name, ": wants groups of ", launch.group_threads(), " threads, ", device.limits.name,
-           " runs at most ", built.max_threads, " of this kernel");
-    }
-    for (int axis = 0; axis < 3; ++axis) {
-      if (launch.threads[axis] > device.limits.max_threads_of[axis]) {
-        Fail("kernel ", info.name, ": wants ", launch.threads[axis], " threads along axis ", axis, ", ",
-             device.limits.name, " allows ", device.limits.max_threads_of[axis]);
-      }
-    }
-    device.Run(built.kernel, info, reinterpret_cast<const TVMFFIAny*>(args.data()), launch);
+    cl_kernel kernel = Kernel({&device, &info, {launch.threads[0], launch.threads[1], launch.threads[2]}});
+    device.Run(kernel, info, reinterpret_cast<const TVMFFIAny*>(args.data()), launch);
   }
 
-  const Built& Kernel(Device& device, const KernelInfo& info) {
+  cl_kernel Kernel(const Variant& variant) {
     std::lock_guard<std::mutex> lock(mutex_);
-    Built& built = built_[{&device, &info}];
-    if (built.kernel == nullptr) built = Build(device, info);
-    return built;
+    cl_kernel& kernel = built_[variant];
+    if (kernel == nullptr) kernel = Build(variant);
+    return kernel;
   }
 
-  Built Build(Device& device, const KernelInfo& info) {
+  cl_kernel Build(const Variant& variant) {
     const Api& api = Api::Get();
-    CheckArguments(device, info);
-    const std::string& source = parts_.at(info.name);
+    Device& device = *variant.device;
+    const KernelInfo& info = *variant.info;
     const Limits& limits = device.limits;
+    CheckThreads(variant);
+    CheckArguments(device, info);
+    std::string source = Sized(parts_.at(info.name), info.name, variant.threads);
     std::string identity = Text(limits.platform, "\n", limits.name, "\n", limits.driver, "\n", kOptions, "\n", source);
     bool keeps = KeepsBinaries(limits) && cache_.usable();
     std::optional<std::string> kept = keeps ? cache_.Get(identity) : std::nullopt;
@@ -170,15 +184,31 @@ class OpenCLModule final : public ffi::ModuleObj {
       if (keeps) cache_.Put(identity, Binary(program));
     }
     cl_int code = CL_SUCCESS;
-    Built built;
-    built.kernel = api.CreateKernel(program, info.name.c_str(), &code);
+    cl_kernel kernel = api.CreateKernel(program, info.name.c_str(), &code);
     api.ReleaseProgram(program);  // the kernel keeps it
     Check(code, Text("kernel ", info.name, ": clCreateKernel"));
-    CheckMemory(device, info, built.kernel);
-    built.max_threads = limits.max_threads;
-    api.GetKernelWorkGroupInfo(built.kernel, device.id(), CL_KERNEL_WORK_GROUP_SIZE, sizeof(size_t), &built.max_threads,
-                               nullptr);
-    return built;
+    try {
+      CheckMemory(device, info, kernel);
+    } catch (...) {
+      api.ReleaseKernel(kernel);
+      throw;
+    }
+    return kernel;
+  }
+
+  static void CheckThreads(const Variant& variant) {
+    const Limits& limits = variant.device->limits;
+    size_t threads = variant.threads[0] * variant.threads[1] * variant.threads[2];
+    if (threads > limits.max_threads) {
+      Fail("kernel ", variant.info->name, ": wants groups of ", threads, " threads, ", limits.name, " runs at most ",
+           limits.max_threads);
+    }
+    for (size_t axis = 0; axis < 3; ++axis) {
+      if (variant.threads[axis] > limits.max_threads_of[axis]) {
+        Fail("kernel ", variant.info->name, ": wants ", variant.threads[axis], " threads along ", "xyz"[axis], ", ",
+             limits.name, " allows ", limits.max_threads_of[axis]);
+      }
+    }
   }
 
   static void CheckArguments(const Device& device, const KernelInfo& info) {
@@ -194,7 +224,6 @@ class OpenCLModule final : public ffi::ModuleObj {
     cl_ulong bytes = 0;
     Api::Get().GetKernelWorkGroupInfo(kernel, device.id(), CL_KERNEL_LOCAL_MEM_SIZE, sizeof(bytes), &bytes, nullptr);
     if (bytes > device.limits.shared_memory) {
-      Api::Get().ReleaseKernel(kernel);
       Fail("kernel ", info.name, ": wants ", bytes, " bytes of local memory, ", device.limits.name, " has ",
            device.limits.shared_memory);
     }
@@ -206,7 +235,7 @@ class OpenCLModule final : public ffi::ModuleObj {
   std::map<std::string, std::string> parts_;
   std::map<std::string, const KernelInfo*> by_name_;
   std::mutex mutex_;
-  std::map<std::pair<Device*, const KernelInfo*>, Built> built_;
+  std::map<Variant, cl_kernel> built_;
 };
 
 TVM_FFI_STATIC_INIT_BLOCK() {
