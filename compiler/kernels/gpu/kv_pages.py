@@ -147,7 +147,7 @@ def copy_page(cache: CacheShape, target: CompileTarget) -> tirx.PrimFunc:
     """PrimFunc: kv[, kv_scales], old int64, new int64: copies page `old` of all layers and heads to page `new`."""
     with kernel("copy_page") as k:
         kv, scales = _declare_stored(k, cache)
-        old, new = k.scalar("old", "int64"), k.scalar("new", "int64")
+        old, new = k.scalar("old_page", "int64"), k.scalar("new_page", "int64")  # `new` is a word of C++
         with k.body():
             pieces = (cache.num_hidden_layers, 2, cache.num_key_value_heads)
             with launch((pieces[0] * 2 * pieces[2],), _COPY_THREADS) as ((piece,), (thread,)):
