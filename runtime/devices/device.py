@@ -15,5 +15,22 @@ def parse_device(name: str) -> Device:
 
 
 def resolve_device(name: str) -> str:
-    """The device that `--device` means: "auto" is the processor. Raises UsageError for one that is not known."""
-    return "cpu" if name == "auto" else str(parse_device(name))
+    """The device that `--device` means, in full: "auto" is the best that can be used here.
+
+    Raises UsageError for one that is not known or not there, and says which there are.
+    """
+    from . import detect
+
+    if name == "auto":
+        return detect.best()
+    device = parse_device(name)
+    if device.is_host:
+        return str(device)
+    try:
+        found = detect.found(device.kind)
+    except detect.DriverProblem as problem:
+        raise UsageError(f"device {device} is not there: {problem}") from None
+    if device.number >= len(found):
+        here = ", ".join(f"{device.kind}:{one.index} ({one.name})" for one in found)
+        raise UsageError(f"device {device} is not there: this machine has {here}")
+    return str(device)

@@ -99,7 +99,7 @@ def prebuilt(kind: str) -> Path | None:
 
 def built(kind: str) -> Path:
     """The plug-in in the user's cache folder, built now if it is not there whole. Raises EngineError."""
-    path = cache_home() / "plugins" / file_name(kind, os.environ.get("CXX", ""))
+    path = _cached(kind)
     if _is_whole(path):
         return path
     try:
@@ -110,6 +110,15 @@ def built(kind: str) -> Path:
     except OSError as error:
         raise EngineError(f"the {kind} plug-in cannot be written to {path.parent}: {error.strerror or error}") from None
     return path
+
+
+def is_built(kind: str) -> bool:
+    """Whether the user's cache folder has the plug-in."""
+    return _is_whole(_cached(kind))
+
+
+def _cached(kind: str) -> Path:
+    return cache_home() / "plugins" / file_name(kind, os.environ.get("CXX", ""))
 
 
 def file_name(kind: str, compiler: str = "") -> str:
