@@ -7,6 +7,7 @@ namespace {
 
 constexpr uint32_t kFirstDispatches = 8;  // of a batch for an idle device: it should not wait for the host
 constexpr uint32_t kDispatches = 64;      // of a batch for a device that is busy
+constexpr uint64_t kThreads = 1 << 22;    // of a batch: systems stop what keeps a GPU for seconds
 constexpr size_t kRunning = 16;           // batches under way before recording waits
 constexpr uint32_t kSets = kDispatches, kSetBuffers = kDispatches * 32;
 constexpr size_t kUnordered = 256;        // spans that are compared before a barrier is simply made
@@ -110,13 +111,14 @@ void Commands::Barrier(VkFlags also_stage, VkFlags also_access) {
   unordered_.clear();
 }
 
-void Commands::DispatchRecorded() {
+void Commands::DispatchRecorded(uint64_t threads) {
   ++counters_.dispatches;
   ++open_->dispatches;
-  if (open_->dispatches < kFirstDispatches) return;
-  if (open_->dispatches == kFirstDispatches) Collect();
-  bool idle = open_->dispatches == kFirstDispatches && running_.empty();
-  if (idle || open_->dispatches >= kDispatches) Submit();
+  open_->threads += threads;
+  bool first = open_->dispatches == kFirstDispatches;
+  if (first) Collect();
+  bool idle = first && running_.empty();
+  if (idle || open_->dispatches >= kDispatches || open_->threads >= kThreads) Submit();
 }
 
 void Commands::Submit() {
@@ -149,7 +151,7 @@ void Commands::Retire() {
   Check(functions_.vkResetFences(device_, 1, &batch->fence), info_.label, ": vkResetFences");
   Check(functions_.vkResetCommandPool(device_, batch->pool, 0), info_.label, ": vkResetCommandPool");
   Check(functions_.vkResetDescriptorPool(device_, batch->descriptors, 0), info_.label, ": vkResetDescriptorPool");
-  batch->dispatches = batch->sets = batch->set_buffers = 0;
+  batch->threads = batch->dispatches = batch->sets = batch->set_buffers = 0;
   idle_.push_back(std::move(batch));
 }
 

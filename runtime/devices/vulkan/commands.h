@@ -28,8 +28,8 @@ class Commands {
   VkCommandBuffer Record(const Span* spans, size_t count);
   // A descriptor set of that layout, which lives as long as the open batch; `Record` comes afterwards.
   VkDescriptorSet DescriptorSet(VkDescriptorSetLayout layout, uint32_t buffers);
-  // Tells that a kernel was recorded; submits when there are enough of them.
-  void DispatchRecorded();
+  // Tells that a kernel of that many threads was recorded; submits when there is enough to do.
+  void DispatchRecorded(uint64_t threads);
 
   // The number of the batch that what is recorded next becomes part of.
   uint64_t number() const { return next_; }
@@ -54,7 +54,7 @@ class Commands {
     VkCommandBuffer buffer = nullptr;
     VkFence fence = 0;
     VkDescriptorPool descriptors = 0;
-    uint64_t number = 0;
+    uint64_t number = 0, threads = 0;
     uint32_t dispatches = 0, sets = 0, set_buffers = 0;
   };
 

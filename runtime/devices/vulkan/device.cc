@@ -94,7 +94,7 @@ void Device::Run(const Kernel& kernel, const Launch& launch, const TVMFFIAny* ar
   }
   functions_.vkCmdDispatch(buffer, static_cast<uint32_t>(launch.groups[0]), static_cast<uint32_t>(launch.groups[1]),
                            static_cast<uint32_t>(launch.groups[2]));
-  commands.DispatchRecorded();
+  commands.DispatchRecorded(launch.groups[0] * launch.groups[1] * launch.groups[2] * launch.group_threads());
 }
 
 // Finds the buffers of a call: in `places_`, `spans_`, `buffers_` and, but for the set, `writes_`.

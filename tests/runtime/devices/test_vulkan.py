@@ -55,6 +55,65 @@ print(counters()["dispatches"])
     assert run_python(program, HELPERS) == "100\n"
 
 
+_TWO_DEVICES = """
+import sys; sys.path.insert(0, sys.argv[1])
+from vulkan_work import *
+assert len(plugin.devices("vulkan")) == 2
+array = np.arange(100_000, dtype="float32")
+second = ffi.Device("vulkan", 1)
+there = ffi_tensor.empty((100_000,), "float32", second)
+ffi_tensor.copy(tensor(array), there)
+assert np.array_equal(read(there), array)
+ffi_tensor.copy(there, here := empty(100_000, "float32"))
+assert np.array_equal(read(here), array)
+run(here, here, 64, 0.0, 2.0)
+ffi.global_function("__tvm_set_device")(7, 1)
+run(there, there, 64, 0.0, 3.0)
+assert read(here)[1] == 2
+assert read(there)[1] == 3
+try:
+    run(here, there, 64, 1.0, 1.0)
+except ffi.FFIError as error:
+    print(error)
+"""
+
+
+def test_devices_beside_one_another_keep_their_own_memory(vulkan: dict[str, Any], tmp_path: Path) -> None:
+    driver = Path("/usr/share/vulkan/icd.d/lvp_icd.x86_64.json")
+    if not driver.exists():
+        pytest.skip("lavapipe, the driver that can be there twice, is not installed: apt install mesa-vulkan-drivers")
+    again = tmp_path / "again.json"
+    again.write_text(driver.read_text())
+    both = dict.fromkeys(("VK_DRIVER_FILES", "VK_ICD_FILENAMES"), f"{driver}:{again}")
+    said = run_python(_TWO_DEVICES, HELPERS, environment=both)
+    assert said.startswith("kernel axpby: argument 0 is no memory of ")
+
+
+_SMALL_PROCESS = """
+import resource, sys; sys.path.insert(0, sys.argv[1])
+from vulkan_work import *
+a_kernel_computes_as_numpy_does()
+in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + (1 << 30), -1))
+held = []
+try:
+    while len(held) < 100: held.append(empty(100 << 20))
+except ffi.FFIError as error:
+    print(error)
+held.clear()
+print(len(empty(100 << 20).shape))
+"""
+
+
+def test_too_little_memory_is_one_line_and_what_is_freed_can_be_used(vulkan: dict[str, Any]) -> None:
+    if vulkan["type"] != "cpu":
+        pytest.skip("the memory of a GPU is not the process's")
+    message, works = run_python(_SMALL_PROCESS, HELPERS).splitlines()
+    assert message.startswith(f"Vulkan device {vulkan['name']}: ")
+    assert "100 MiB" in message
+    assert works == "1"
+
+
 def refusal(call: Callable[[], object]) -> str:
     """The message of an error that has one line."""
     with pytest.raises(ffi.FFIError) as caught:
