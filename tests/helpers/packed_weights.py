@@ -14,7 +14,7 @@ def random_weights(storage: Storage, n: int, k: int, seed: int = 0) -> tuple[lis
     rng = np.random.default_rng(seed)
     if isinstance(storage, DenseStorage):
         stored, matrix = _stored(rng.standard_normal((tiles(n) * TILE, k)) * 0.1, storage.dtype)
-        return [_packed(stored)], matrix[:n]
+        return [packed_rows(stored)], matrix[:n]
     rows, groups = tiles(n) * TILE, storage.groups(k)
     codes = rng.integers(0, 2**storage.bits, (rows, groups * storage.group_size))
     words = np.zeros((rows, groups * storage.words_per_group), np.uint32)
@@ -35,7 +35,7 @@ def random_weights(storage: Storage, n: int, k: int, seed: int = 0) -> tuple[lis
     matrix = matrix * values["scales"][:, :, None]
     if storage.minimum:
         matrix += values["minima"][:, :, None]
-    return [_packed(tensors[name]) for name in storage.parts(n, k)], matrix.reshape(rows, -1)[:n, :k]
+    return [packed_rows(tensors[name]) for name in storage.parts(n, k)], matrix.reshape(rows, -1)[:n, :k]
 
 
 def _stored(values: NDArray[np.float64], dtype: str) -> tuple[Array, NDArray[np.float64]]:
@@ -47,5 +47,8 @@ def _stored(values: NDArray[np.float64], dtype: str) -> tuple[Array, NDArray[np.
     return stored, stored.astype(np.float64)
 
 
-def _packed(rows: Array) -> Array:
-    return np.ascontiguousarray(rows.reshape(-1, TILE, rows.shape[1]).transpose(0, 2, 1))
+def packed_rows(stored: Array) -> Array:
+    """A stored matrix [rows, units] in tiles [tiles, units, 16]; rows that are missing in the last ones are zeros."""
+    rows, units = stored.shape
+    filled = np.concatenate([stored, np.zeros((tiles(rows) * TILE - rows, units), stored.dtype)])
+    return np.ascontiguousarray(filled.reshape(-1, TILE, units).transpose(0, 2, 1))

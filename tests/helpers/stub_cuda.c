@@ -1,6 +1,8 @@
 /* A CUDA driver and runtime without a card: memory is the process's own, and what a program asks for is written to
- * the file $STUB_LOG. It runs no kernels. $STUB_CARDS: the compute capabilities of its cards, as "90,80" (default 90);
+ * the file $STUB_LOG. It runs those kernels whose image is "HOSTCODE" and the path of a library of this machine, made as
+ * cuda_on_cpu.py does, and no others. $STUB_CARDS: the compute capabilities of its cards, as "90,80" (default 90);
  * $STUB_VERSION: what the driver is for (default 13000); $STUB_LAUNCH: the code that launches return (default 0). */
+#include <dlfcn.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -68,22 +70,45 @@ Code cuGetErrorName(Code code, const char **name) {
   return *name = code == 209 ? "CUDA_ERROR_NO_BINARY_FOR_GPU" : "CUDA_ERROR_INVALID_VALUE", 0;
 }
 Code cuGetErrorString(Code code, const char **text) { return cuGetErrorName(code, text); }
+
+typedef struct {
+  char *name;
+  void (*run)(const unsigned *grid, const unsigned *block, void **arguments);  /* NULL: notes only */
+} Function;
+
+static void *libraries[256];
+static int loaded;
+
 Code cuModuleLoadData(void **module, const void *image) {
   const unsigned char *bytes = image;
+  if (!memcmp(image, "HOSTCODE", 8)) {
+    *module = dlopen((const char *)image + 8, RTLD_NOW);
+    if (!*module) fprintf(stderr, "%s\n", dlerror());
+    if (*module && loaded < 256) libraries[loaded++] = *module;
+    return *module ? 0 : 209;
+  }
   note("load %02x%02x%02x%02x\n", bytes[0], bytes[1], bytes[2], bytes[3]);
   return *module = (void *)image, 0;
 }
 Code cuModuleUnload(void *module) { return (void)module, 0; }
 Code cuModuleGetFunction(void **function, void *module, const char *name) {
-  return (void)module, note("function %s\n", name), *function = strdup(name), 0;
+  Function *found = calloc(1, sizeof(Function));
+  char launch[512];
+  found->name = strdup(name);
+  snprintf(launch, sizeof launch, "launch_%s", name);
+  for (void **library = libraries; library < libraries + loaded; ++library)
+    if (*library == module) *(void **)&found->run = dlsym(module, launch);
+  return note("function %s\n", name), *function = found, 0;
 }
 Code cuFuncSetAttribute(void *function, int attribute, int value) {
-  return note("attribute %s %d %d\n", (char *)function, attribute, value), 0;
+  return note("attribute %s %d %d\n", ((Function *)function)->name, attribute, value), 0;
 }
 Code cuTensorMapEncodeTiled(void) { return 1; }
 Code cuLaunchKernelEx(const Launch *launch, void *function, void **arguments, void **extra) {
-  (void)arguments, (void)extra;
-  note("launch %s %u,%u,%u %u,%u,%u\n", (char *)function, launch->grid[0], launch->grid[1], launch->grid[2],
+  Function *called = function;
+  (void)extra;
+  if (called->run) called->run(launch->grid, launch->block, arguments);
+  note("launch %s %u,%u,%u %u,%u,%u\n", called->name, launch->grid[0], launch->grid[1], launch->grid[2],
        launch->block[0], launch->block[1], launch->block[2]);
   return number("STUB_LAUNCH", 0);
 }

@@ -93,27 +93,31 @@ class _RowsKernel:
             else:
                 self._unit(lane, unit)
 
-    def _unit(self, lane, unit) -> None:
-        units = [self.reader.load(tile, lane, unit) for tile in self.tiles]
+    def _unit(self, lane, number) -> None:
+        units = [self.reader.registers() for _ in self.tiles]
+        for unit, tile in zip(units, self.tiles, strict=True):
+            self.reader.load(unit, tile, lane, number)
         norm = None
         if self.op.norm_eps is not None:
             norm = private(self.reader.columns)
-            self._load(norm, self.norm, 0, unit)
+            self._load(norm, self.norm, 0, number)
+        for unit in units:
+            self.reader.scale(unit)
         if self.plan.rows == 1:
-            self._one_row(units, self._row(0, unit, norm))
+            self._one_row(units, self._row(0, number, norm))
         else:
-            self._some_rows(units, unit, norm)
+            self._some_rows(units, number, norm)
 
-    def _load(self, values, x, row, unit) -> None:
+    def _load(self, values, x, row, number) -> None:
         columns = self.reader.columns
-        load_row(values, x, row, unit * columns, columns, self.op.in_features, ends=self.reader.count * columns)
+        load_row(values, x, row, number * columns, columns, self.op.in_features, ends=self.reader.count * columns)
 
-    def _row(self, r: int, unit, norm):
+    def _row(self, r: int, number, norm):
         """The values of a row of x at the columns of a unit."""
         columns = self.reader.columns
         values = private(columns)
         row = self.first_row + r if r == 0 else T.min(self.first_row + r, self.count - 1)
-        self._load(values, self.x, row, unit)
+        self._load(values, self.x, row, number)
         if norm is not None:
             squares = self.squares[r // QUAD]
             for i in range(columns):
@@ -135,12 +139,12 @@ class _RowsKernel:
                 value = value * load(unit.a, QUAD) + splat(total[0], QUAD) * load(unit.b, QUAD)
             T.buffer_store(sums, load(sums, QUAD) + value, [quad(0)])
 
-    def _some_rows(self, units: list, unit, norm) -> None:
+    def _some_rows(self, units: list, number, norm) -> None:
         """Weights in registers meet one row after another."""
         columns = self.reader.columns
         weights = [[registers(weight_of(u, self.reader.factor(u, i))) for i in range(columns)] for u in units]
         for r in range(self.plan.rows):
-            values = self._row(r, unit, norm)
+            values = self._row(r, number, norm)
             for j, sums in enumerate(self.sums[r]):
                 for i in range(columns):
                     product = splat(values[i], QUAD) * load(weights[j][i], QUAD)

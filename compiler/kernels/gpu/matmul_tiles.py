@@ -9,6 +9,9 @@ memory for 32 * per_thread multiply-adds.
 """
 # mypy: ignore-errors
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 from tvm.tirx.script.builder import ir as T
 
 from ..builder import load, splat, zeros
@@ -23,7 +26,7 @@ _THREADS = _SIDE * _SIDE
 _STEP = 32  # columns that lie in shared memory
 _HALF = _SIDE * QUAD  # outputs
 _TILES = 2 * _HALF // TILE
-_PAD = QUAD  # rows of x start in different banks
+_X_STRIDE = _STEP + QUAD  # rows of x start in different banks
 _PARTS = _STEP // QUAD  # threads that read a row of x
 
 
@@ -34,10 +37,12 @@ def multiply_tiles(op: Matmul, a: Arguments, count, per_thread: int) -> None:
     grid = [-(-op.result_features // width), T.floordiv(count + (rows - 1), rows)]
     with launch(grid, _THREADS) as ((column_block, row_block), (thread,)):
         block = _Block(op, a, per_thread, column_block, row_block * rows, count, thread)
-        with T.serial(0, -(-op.padded_columns // _STEP)) as step:
-            block.stage_x(step * _STEP)
-            block.stage_weights(step * (_STEP // block.reader.columns))
+        steps = -(-op.padded_columns // _STEP)
+        block.fetch(0)
+        with T.serial(0, steps) as step:
+            block.put()
             barrier()
+            block.fetch(T.min(step + 1, steps - 1))  # on its way while the products are made
             block.multiply()
             barrier()
         block.write()
@@ -55,46 +60,66 @@ class _Block:
         self.reader = reader(op, a.weight, 1)
         self.rows = _SIDE * per_thread
         self.m, self.n = T.floordiv(thread, _SIDE) * per_thread, T.floormod(thread, _SIDE) * QUAD
-        self.x_block = shared([self.rows, _STEP + _PAD])
+        self.x_block = shared([self.rows * _X_STRIDE])  # flat: TVM would cut the padding off, which nobody accesses
         self.weights = shared([_STEP, 2 * _HALF])
         self.sums = [[registers(zeros(QUAD)) for _ in range(2)] for _ in range(per_thread)]
+        self.part = T.floormod(thread, _PARTS) * QUAD
+        at_once = _THREADS // _PARTS  # rows of x that all threads together read
+        self.x_values = [(first + T.floordiv(thread, _PARTS), private(QUAD)) for first in range(0, self.rows, at_once)]
+        cells = _STEP // self.reader.columns * _TILES * QUADS  # units of 4 rows in a step
+        self.bringing = min(cells, _THREADS)
+        self.units = [self._place(first + thread) for first in range(0, cells, _THREADS)]
         if self.norm is not None:
-            self.squares = [cell(0.0) for _ in range(self.rows * _PARTS // _THREADS)]
+            self.norm_values = private(QUAD)
+            self.squares = [cell(0.0) for _ in self.x_values]
             self.inverse = shared([self.rows])
 
-    def stage_x(self, first) -> None:
-        """Bring columns from `first` on to shared memory: 8 threads read the 128 bytes of a row."""
+    def _place(self, i):
+        """(tile of the block, lane, offset in the step, registers) of the unit that is the i-th of a step."""
+        lane, tile = T.floormod(i, QUADS) * QUAD, T.floormod(T.floordiv(i, QUADS), _TILES)
+        return tile, lane, T.floordiv(i, QUADS * _TILES), self.reader.registers()
+
+    def fetch(self, step) -> None:
+        """Bring the columns of a step to registers: 8 threads read 128 bytes of a row of x, 4 threads 64 bytes of a
+        tile of weights."""
         in_features, ends = self.op.in_features, -(-self.op.padded_columns // _STEP) * _STEP
-        part = T.floormod(self.thread, _PARTS) * QUAD
-        norm = private(QUAD)
+        column = step * _STEP + self.part
         if self.norm is not None:
-            load_row(norm, self.norm, 0, first + part, QUAD, in_features, ends=ends)
-        for turn in range(self.rows * _PARTS // _THREADS):
-            m = turn * (_THREADS // _PARTS) + T.floordiv(self.thread, _PARTS)
-            values = private(QUAD)
-            load_row(
-                values, self.x, T.min(self.first_row + m, self.count - 1), first + part, QUAD, in_features, ends=ends
-            )
+            load_row(self.norm_values, self.norm, 0, column, QUAD, in_features, ends=ends)
+        for m, values in self.x_values:
+            row = T.min(self.first_row + m, self.count - 1)
+            load_row(values, self.x, row, column, QUAD, in_features, ends=ends)
+        with self._weights_are_ours():
+            for tile, lane, offset, unit in self.units:
+                # past the last unit, x is zero
+                number = T.min(step * (_STEP // self.reader.columns) + offset, self.reader.count - 1)
+                self.reader.load(unit, self._tile(tile), lane, number)
+
+    def put(self) -> None:
+        """Bring what was fetched to shared memory: x normed, weights as float32."""
+        for i, (m, values) in enumerate(self.x_values):
             value = load(values, QUAD)
             if self.norm is not None:
-                squares = self.squares[turn]
-                for i in range(QUAD):
-                    T.buffer_store(squares, squares[0] + values[i] * values[i], [0])
-                value = value * load(norm, QUAD)
-            T.buffer_store(self.x_block, value, [m, quad(part)])
+                squares = self.squares[i]
+                for j in range(QUAD):
+                    T.buffer_store(squares, squares[0] + values[j] * values[j], [0])
+                value = value * load(self.norm_values, QUAD)
+            T.buffer_store(self.x_block, value, [quad(m * _X_STRIDE + self.part)])
+        with self._weights_are_ours():
+            for tile, lane, offset, unit in self.units:
+                self.reader.scale(unit)
+                for c in range(self.reader.columns):
+                    weight = weight_of(unit, self.reader.factor(unit, c))
+                    T.buffer_store(self.weights, weight, [offset * self.reader.columns + c, quad(tile * TILE + lane)])
 
-    def stage_weights(self, first_unit) -> None:
-        """Bring units from `first_unit` on to shared memory as float32: 4 threads read 64 bytes of a tile."""
-        columns = self.reader.columns
-        with strided(self.thread, _THREADS, _STEP // columns * _TILES * QUADS) as i:
-            lane = T.floormod(i, QUADS) * QUAD
-            j = T.floormod(T.floordiv(i, QUADS), _TILES)
-            offset = T.floordiv(i, QUADS * _TILES)
-            # past the last unit, x is zero
-            unit = self.reader.load(self._tile(j), lane, T.min(first_unit + offset, self.reader.count - 1))
-            for c in range(columns):
-                weight = weight_of(unit, self.reader.factor(unit, c))
-                T.buffer_store(self.weights, weight, [offset * columns + c, quad(j * TILE + lane)])
+    @contextmanager
+    def _weights_are_ours(self) -> Iterator[None]:
+        """What the threads do that bring weights: of 4 bits, one half of them has all."""
+        with ExitStack() as stack:
+            if self.bringing < _THREADS:
+                stack.enter_context(T.If(self.thread < self.bringing))
+                stack.enter_context(T.Then())
+            yield
 
     def _tile(self, j):
         """The number of the block's tile j; past the matrix, any tile."""
@@ -109,7 +134,7 @@ class _Block:
         x = private(self.per_thread * QUAD)
         with T.serial(0, _STEP // QUAD) as k:
             for r in range(self.per_thread):
-                T.buffer_store(x, self.x_block[self.m + r, quad(k * QUAD)], [quad(r * QUAD)])
+                T.buffer_store(x, self.x_block[quad((self.m + r) * _X_STRIDE + k * QUAD)], [quad(r * QUAD)])
             for c in range(QUAD):
                 for half in range(2):
                     weights = registers(self.weights[k * QUAD + c, quad(half * _HALF + self.n)])
@@ -139,13 +164,12 @@ class _Block:
 
     def _find_inverse(self) -> None:
         """Add the threads' squares up: the 8 of a row wrote x, whose memory is free by now."""
-        for turn, squares in enumerate(self.squares):
-            m = turn * (_THREADS // _PARTS) + T.floordiv(self.thread, _PARTS)
-            T.buffer_store(self.x_block, squares[0], [m, T.floormod(self.thread, _PARTS)])
+        for (m, _), squares in zip(self.x_values, self.squares, strict=True):
+            T.buffer_store(self.x_block, squares[0], [m * _X_STRIDE + T.floormod(self.thread, _PARTS)])
         barrier()
         with strided(self.thread, _THREADS, self.rows) as m:
-            total = self.x_block[m, 0]
+            total = self.x_block[m * _X_STRIDE]
             for part in range(1, _PARTS):
-                total = total + self.x_block[m, part]
+                total = total + self.x_block[m * _X_STRIDE + part]
             T.buffer_store(self.inverse, inverse_root(self.op, total), [m])
         barrier()

@@ -41,9 +41,9 @@ def registers(value):
 
 @dataclass
 class Unit:
-    """Some columns of 4 rows in registers: weight = factor * a + b, each float32 x 4."""
+    """Registers for some columns of 4 rows. Loads fill `stored`; `scale` makes a and b of them."""
 
-    cells: object  # words, or numbers as they are stored
+    stored: dict[str, object]  # words and scales, or numbers, as they are in memory
     a: object | None = None  # None: the factor is the weight
     b: object | None = None
 
@@ -53,45 +53,58 @@ class GroupReader:
 
     def __init__(self, op: Matmul, weight: PackedWeight, most_words: int) -> None:
         self.storage: GroupStorage = op.storage
-        self.weight = weight
+        self.buffers = weight.buffers
         per_group = self.storage.words_per_group
         self.words = max(n for n in range(1, most_words + 1) if per_group % n == 0)
         self.columns = self.words * self.storage.codes_per_word
         self.count = op.padded_columns // self.columns  # units of a row
 
-    def load(self, tile, lane, unit) -> Unit:
-        """Unit number `unit` of rows lane..lane+3 of a tile, a multiple of 4."""
+    def registers(self) -> Unit:
+        """Room for a unit."""
+        stored = {name: private((self.words if name == "words" else 1) * QUAD, buffer.dtype)
+                  for name, buffer in self.buffers.items()}  # fmt: skip
+        return Unit(stored, private(QUAD), private(QUAD))
+
+    def load(self, unit: Unit, tile, lane, number) -> None:
+        """Bring unit `number` of rows lane..lane+3 of a tile, a multiple of 4."""
         storage = self.storage
-        words = private(self.words * QUAD, "int32")
-        for i in range(self.words):
-            word = read(self.weight.buffers["words"], tile, unit * self.words + i, quad(lane))
-            T.buffer_store(words, word, [quad(i * QUAD)])
-        group = T.floordiv(unit, storage.words_per_group // self.words)
-        scale = registers(self._of_group("scales", tile, lane, group))
-        a = registers(load(scale, QUAD) * splat(T.float32(2**storage.bits), QUAD))
-        b = load(scale, QUAD) * splat(T.float32(-(2**storage.bits) - storage.zero_point), QUAD)
-        return Unit(words, a, registers(b + self._of_group("minima", tile, lane, group) if storage.minimum else b))
+        group = T.floordiv(number, storage.words_per_group // self.words)
+        for name, cells in unit.stored.items():
+            if name == "words":
+                first, count = number * self.words, self.words
+            elif name.startswith("super_"):
+                first, count = T.floordiv(group, storage.super_size // storage.group_size), 1
+            else:
+                first, count = group, 1
+            for i in range(count):
+                T.buffer_store(cells, read(self.buffers[name], tile, first + i, quad(lane)), [quad(i * QUAD)])
+
+    def scale(self, unit: Unit) -> None:
+        """Make a and b from what was loaded."""
+        storage = self.storage
+        T.buffer_store(unit.b, self._of_group(unit, "scales"), [quad(0)])
+        scale = load(unit.b, QUAD)
+        T.buffer_store(unit.a, scale * splat(T.float32(2**storage.bits), QUAD), [quad(0)])
+        b = scale * splat(T.float32(-(2**storage.bits) - storage.zero_point), QUAD)
+        T.buffer_store(unit.b, b + self._of_group(unit, "minima") if storage.minimum else b, [quad(0)])
 
     def factor(self, unit: Unit, column: int):
         """float32 x 4: 1 + code / 2^bits of a column of a unit."""
         bits = self.storage.bits
         word, code = divmod(column, self.storage.codes_per_word)
-        value = unit.cells[quad(word * QUAD)]
+        value = unit.stored["words"][quad(word * QUAD)]
         up = _MANTISSA - bits - code * bits  # how far the code is from the mantissa's top
         shift = T.shift_left if up > 0 else T.shift_right
         value = shift(value, splat(T.int32(abs(up)), QUAD)) if up else value
         value = T.bitwise_and(value, splat(T.int32((2**bits - 1) << (_MANTISSA - bits)), QUAD))
         return T.reinterpret(T.bitwise_or(value, splat(T.int32(_ONE), QUAD)), dtype="float32x4")
 
-    def _of_group(self, name: str, tile, lane, group):
-        """float32 x 4: scales or minima of a group, from both of their levels where there are two."""
-        storage, buffers = self.storage, self.weight.buffers
-        value = widen(read(buffers[name], tile, group, quad(lane)), storage.scale_dtype, QUAD)
-        if not storage.super_size:
+    def _of_group(self, unit: Unit, name: str):
+        """float32 x 4: scales or minima, from both of their levels where there are two."""
+        value = widen(load(unit.stored[name], QUAD), self.storage.scale_dtype, QUAD)
+        if not self.storage.super_size:
             return value
-        block = T.floordiv(group, storage.super_size // storage.group_size)
-        outer = read(buffers[f"super_{name}"], tile, block, quad(lane))
-        return value * widen(outer, storage.super_dtype, QUAD)
+        return value * widen(load(unit.stored[f"super_{name}"], QUAD), self.storage.super_dtype, QUAD)
 
 
 class DenseReader:
@@ -99,25 +112,30 @@ class DenseReader:
 
     def __init__(self, op: Matmul, weight: PackedWeight, most_words: int) -> None:
         self.storage: DenseStorage = op.storage
-        self.weight = weight
+        self.weights = weight.buffers["weight"]
         self.in_features = op.in_features
         self.columns = QUAD * (2 if most_words > 1 else 1)
         self.count = -(-op.in_features // self.columns)
 
-    def load(self, tile, lane, unit) -> Unit:
-        """Unit number `unit` of rows lane..lane+3 of a tile, a multiple of 4. Past the last column it is repeated: x is
-        zero there."""
-        cells = private(self.columns * QUAD, self.storage.dtype)
+    def registers(self) -> Unit:
+        """Room for a unit."""
+        return Unit({"weight": private(self.columns * QUAD, self.storage.dtype)})
+
+    def load(self, unit: Unit, tile, lane, number) -> None:
+        """Bring unit `number` of rows lane..lane+3 of a tile, a multiple of 4. Past the last column it is repeated: x
+        is zero there."""
         for i in range(self.columns):
-            column = unit * self.columns + i
+            column = number * self.columns + i
             if self.in_features % self.columns:
                 column = T.min(column, self.in_features - 1)
-            T.buffer_store(cells, read(self.weight.buffers["weight"], tile, column, quad(lane)), [quad(i * QUAD)])
-        return Unit(cells)
+            T.buffer_store(unit.stored["weight"], read(self.weights, tile, column, quad(lane)), [quad(i * QUAD)])
+
+    def scale(self, unit: Unit) -> None:
+        """Plain numbers need none."""
 
     def factor(self, unit: Unit, column: int):
         """float32 x 4: the weights of a column of a unit."""
-        return widen(unit.cells[quad(column * QUAD)], self.storage.dtype, QUAD)
+        return widen(unit.stored["weight"][quad(column * QUAD)], self.storage.dtype, QUAD)
 
 
 def reader(op: Matmul, weight: PackedWeight, most_words: int) -> GroupReader | DenseReader:

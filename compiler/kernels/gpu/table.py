@@ -3,7 +3,7 @@
 rows of x     kernel
 1             matmul_rows, scales meet sums
 2 to 16       matmul_rows, 4 or 8 rows at a time share each weight that is read
-more          matmul_tiles
+more          matmul_units where there are matrix units that TVM can write for (CUDA), else matmul_tiles
 """
 # mypy: ignore-errors
 
@@ -18,8 +18,12 @@ from ..table import KernelTable
 from . import layers
 from .matmul_rows import multiply_rows
 from .matmul_tiles import multiply_tiles
+from .matmul_units import HalfRows, multiply_units
 
 _FEW_ROWS = {1: 1, 4: 4, 16: 8}  # up to so many rows of x: matmul_rows, with so many for each workgroup
+
+_UNIT_ROWS = (64, 128)  # of x that a workgroup of matmul_units takes
+_MANY_ROWS = 1024  # up to here small workgroups, of which there are more
 
 
 class GpuKernels(KernelTable):
@@ -38,7 +42,9 @@ class GpuKernels(KernelTable):
             return layers.rms_norm(operation.features, operation.eps, self.traits, single=single)
         if isinstance(operation, SwiGLU):
             return layers.silu_mul(operation.features, single=single)
-        return (matmul_single if single else matmul)(operation, self.traits)
+        if single:
+            return matmul_single(operation, self.traits)
+        return matmul(operation, self.traits, units=self.traits.matrix == "wmma" and self.activation_bits <= 16)
 
     def _embedding(self, rows: int, columns: int, storage: Storage) -> tirx.PrimFunc:
         return layers.embedding(rows, columns, storage)
@@ -56,18 +62,30 @@ def matmul_single(op: Matmul, traits: GpuTraits) -> tirx.PrimFunc:
     return k.function
 
 
-def matmul(op: Matmul, traits: GpuTraits) -> tirx.PrimFunc:
-    """x [batch, seq, in_features] -> y: the host chooses the launch by the number of rows."""
+def matmul(op: Matmul, traits: GpuTraits, *, units: bool) -> tirx.PrimFunc:
+    """x [batch, seq, in_features] -> y: the host chooses the launch by the number of rows. `units`: many rows are
+    multiplied by matrix units, which round inputs to float16."""
     with kernel("gemm") as k:
         batch, seq = T.int64(), T.int64()
         arguments = op.declare(k, batch, seq)
         count = T.cast(batch * seq, "int32")
         with k.body():
+            T.reads([])  # TVM cannot find out by itself what matrix units access
+            T.writes([])
             least = 0
             for most, rows in _FEW_ROWS.items():
                 with T.If(T.And(count > least, count <= most)), T.Then():
                     multiply_rows(op, arguments, count, rows, traits)
                 least = most
+            half_rows = HalfRows(op, batch * seq, max(_UNIT_ROWS)) if units else None
             with T.If(count > least), T.Then():
-                multiply_tiles(op, arguments, count, 4)
+                if units:
+                    half_rows.write(op, arguments, count, traits)
+                    with T.If(count <= _MANY_ROWS):
+                        with T.Then():
+                            multiply_units(op, arguments, half_rows, count, min(_UNIT_ROWS))
+                        with T.Else():
+                            multiply_units(op, arguments, half_rows, count, max(_UNIT_ROWS))
+                else:
+                    multiply_tiles(op, arguments, count, 4)
     return k.function

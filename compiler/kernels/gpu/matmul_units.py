@@ -1,0 +1,212 @@
+"""y = x W^T for many rows of x by matrix units: float16 products, float32 sums.
+
+A first launch writes x as float16: normed, or each row divided by its root mean square, so that no value is larger than
+the root of the number of columns; sums are multiplied by what was divided by. Then a workgroup of 8 warps computes a
+block of 64 or 128 rows x 128 outputs (two halves of 64: neighbours, or gate and up of the same outputs) from blocks of
+64 columns in shared memory, where weights are float16 too:
+
+    x block [rows, 64]   weights [64, 8 tiles of 16]       warp (m, n): 32 rows, 16 or 32 outputs of each half
+
+The next block is on its way to registers meanwhile. A weight is widened once for 64 or 128 rows, which takes about 4
+instructions: for 128 rows, 1 / 32 of one for each multiply-add. A warp reads 4 fragments for 4 products of 16 x 16 x 16
+(128 rows: 6 for 8).
+"""
+# mypy: ignore-errors
+
+from tvm.tirx.script.builder import ir as T
+
+from ...target.target import GpuTraits
+from ..operations import Arguments, Matmul
+from ..storage import TILE, tiles
+from .launch import barrier, cell, launch, private, shared, strided
+from .matmul import rows_of, write
+from .matmul_weights import QUAD, QUADS, quad, reader, weight_of
+from .reduce import sum_of_workgroup
+
+_WARP = 32
+_WARPS = 8
+_THREADS = _WARP * _WARPS
+_STEP = 64  # columns that lie in shared memory
+_HALF = 64  # outputs
+_TILES = 2 * _HALF // TILE
+_FRAGMENT = 16  # rows and columns of a matrix unit's operands
+_WARP_ROWS = 2 * _FRAGMENT
+_WIDE = 8  # float16 of a load
+_X_STRIDE = _STEP + _WIDE  # rows start in different banks
+_WEIGHT_STRIDE = 2 * _HALF + _WIDE
+_LEAST_SQUARE = 1e-30  # a row of zeros has a root too
+
+
+class HalfRows:
+    """x as float16 in the device's memory, its rows and columns filled up to whole blocks, and each row's factor."""
+
+    def __init__(self, op: Matmul, count, most_rows: int) -> None:
+        self.columns = -(-op.padded_columns // _STEP) * _STEP
+        rows = T.floordiv(count + (most_rows - 1), most_rows) * most_rows
+        self.values = T.sblock_alloc_buffer((rows, self.columns), "float16")
+        self.factors = T.sblock_alloc_buffer((rows,), "float32")
+
+    def write(self, op: Matmul, a: Arguments, count, traits: GpuTraits) -> None:
+        """The launch that fills them: a workgroup for each row."""
+        with launch([count], _THREADS) as ((row,), (thread,)):
+            x, values, factors = (
+                rows_of(a.x, op.in_features),
+                rows_of(self.values, self.columns),
+                rows_of(self.factors, 1),
+            )
+            squares = cell(0.0)
+            with strided(thread, _THREADS, op.in_features) as i:
+                T.buffer_store(squares, squares[0] + x[row, i] * x[row, i], [0])
+            mean = sum_of_workgroup(squares[0], thread, _THREADS, traits) / T.float32(op.in_features)
+            root = cell(T.sqrt(mean + T.float32(_LEAST_SQUARE if op.norm_eps is None else op.norm_eps)))
+            with T.If(thread == 0), T.Then():
+                T.buffer_store(factors, root[0] if op.norm_eps is None else T.float32(1), [row, 0])
+            with strided(thread, _THREADS, self.columns) as i, T.If(i < op.in_features):
+                with T.Then():
+                    value = x[row, i] / root[0]
+                    value = value if op.norm_eps is None else value * a.norm[i]
+                    T.buffer_store(values, T.cast(value, "float16"), [row, i])
+                with T.Else():
+                    T.buffer_store(values, T.float16(0), [row, i])
+
+
+def multiply_units(op: Matmul, a: Arguments, x: HalfRows, count, rows: int) -> None:
+    """A launch for all rows, `rows` (64 or 128) in each workgroup; `count` of them, int32."""
+    width = _HALF if op.swiglu else 2 * _HALF
+    grid = [-(-op.result_features // width), T.floordiv(count + (rows - 1), rows)]
+    with launch(grid, _THREADS) as ((column_block, row_block), (thread,)):
+        block = _Block(op, a, x, rows, column_block, row_block * rows, count, thread)
+        steps = x.columns // _STEP
+        block.fetch(0)
+        with T.serial(0, steps) as step:
+            block.put()
+            barrier()
+            block.fetch(T.min(step + 1, steps - 1))  # on its way while the products are made
+            block.multiply()
+            barrier()
+        block.write()
+
+
+class _Block:
+    """The statements of one thread."""
+
+    def __init__(
+        self, op: Matmul, a: Arguments, x: HalfRows, rows: int, column_block, first_row, count, thread
+    ) -> None:
+        self.op, self.a, self.rows, self.thread = op, a, rows, thread
+        self.column_block, self.first_row, self.count = column_block, first_row, count
+        self.x, self.factors = rows_of(x.values, x.columns), rows_of(x.factors, 1)
+        self.y = rows_of(a.y, op.result_features)
+        self.residual = rows_of(a.residual, op.out_features) if op.residual else None
+        self.reader = reader(op, a.weight, 1)
+        # flat: TVM would cut columns off that nobody accesses, the padding
+        self.x_block = shared([rows * _X_STRIDE], "float16")
+        self.weights = shared([_STEP * _WEIGHT_STRIDE], "float16")
+        at_once = _THREADS // (_STEP // _WIDE)  # rows that all threads together read
+        self.part = T.floormod(thread, _STEP // _WIDE) * _WIDE
+        self.x_values = [(first + T.floordiv(thread, _STEP // _WIDE), private(_WIDE, "float16"))
+                         for first in range(0, rows, at_once)]  # fmt: skip
+        cells = _STEP // self.reader.columns * _TILES * QUADS  # units of 4 rows in a step
+        self.units = [self._place(first + thread) for first in range(0, cells, _THREADS)]
+        warp, down = T.floordiv(thread, _WARP), rows // _WARP_ROWS
+        self.warp_row = T.floormod(warp, down) * _WARP_ROWS
+        self.across = _HALF * down // (_WARPS * _FRAGMENT)  # fragments of a half that a warp computes
+        self.warp_column = T.floordiv(warp, down) * (self.across * _FRAGMENT)
+        self.sums = _fragments("wmma.accumulator", 4 * self.across, "float32")
+        self.left = _fragments("wmma.matrix_a", 2, "float16")
+        self.right = _fragments("wmma.matrix_b", 2, "float16")  # in turns
+        for i in range(4 * self.across):
+            T.evaluate(T.tvm_fill_fragment(self.sums.data, *_SHAPE, i, T.float32(0)))
+
+    def _place(self, i):
+        """(tile of the block, lane, offset in the step, registers) of the unit that is the i-th of a step."""
+        lane, tile = T.floormod(i, QUADS) * QUAD, T.floormod(T.floordiv(i, QUADS), _TILES)
+        return tile, lane, T.floordiv(i, QUADS * _TILES), self.reader.registers()
+
+    def _tile(self, j):
+        """The number of the block's tile j; past the matrix, any tile."""
+        if not self.op.swiglu:
+            return T.min(self.column_block * _TILES + j, tiles(self.op.out_features) - 1)
+        sets, half = self.op.tile_sets, _TILES // 2
+        number = T.min(self.column_block * half + T.floormod(j, half), sets - 1)
+        return number + T.floordiv(j, half) * sets
+
+    def fetch(self, step) -> None:
+        """Bring the columns of a step to registers: 8 threads read 128 bytes of a row of x, 4 threads 64 bytes of a
+        tile of weights."""
+        for m, values in self.x_values:
+            wide = T.ramp(step * _STEP + self.part, 1, _WIDE)
+            T.buffer_store(values, self.x[self.first_row + m, wide], [T.ramp(0, 1, _WIDE)])
+        for tile, lane, offset, unit in self.units:
+            # past the last unit, x is zero
+            number = T.min(step * (_STEP // self.reader.columns) + offset, self.reader.count - 1)
+            self.reader.load(unit, self._tile(tile), lane, number)
+
+    def put(self) -> None:
+        """Bring what was fetched to shared memory, weights as float16."""
+        for m, values in self.x_values:
+            T.buffer_store(self.x_block, values[T.ramp(0, 1, _WIDE)], [T.ramp(m * _X_STRIDE + self.part, 1, _WIDE)])
+        for tile, lane, offset, unit in self.units:
+            self.reader.scale(unit)
+            for c in range(self.reader.columns):
+                weight = T.cast(weight_of(unit, self.reader.factor(unit, c)), "float16x4")
+                row = offset * self.reader.columns + c
+                T.buffer_store(self.weights, weight, [quad(row * _WEIGHT_STRIDE + tile * TILE + lane)])
+
+    def multiply(self) -> None:
+        """Add what is in shared memory to the warp's sums."""
+        for k in range(0, _STEP, _FRAGMENT):
+            for i in range(2):
+                start = (self.warp_row + i * _FRAGMENT) * _X_STRIDE + k
+                _load(self.left, i, self.x_block, start, _X_STRIDE)
+            for j in range(2 * self.across):
+                right = j % 2
+                _load(self.right, right, self.weights, k * _WEIGHT_STRIDE + self._column(j), _WEIGHT_STRIDE)
+                for i in range(2):
+                    sums = self.sums.data, i * 2 * self.across + j
+                    T.evaluate(T.tvm_mma_sync(*sums, self.left.data, i, self.right.data, right, *sums))
+
+    def _column(self, j: int):
+        """Where the warp's fragment j starts among the block's outputs: the first half's come first."""
+        return self.warp_column + (j // self.across * _HALF + j % self.across * _FRAGMENT)
+
+    def write(self) -> None:
+        """Write the warp's outputs, by way of shared memory, where weights were: nobody knows which lane has what."""
+        size = _FRAGMENT * _FRAGMENT
+        places = T.decl_buffer((_WARPS * 2 * size,), "float32", data=self.weights.data, scope="shared")
+        first = T.floordiv(self.thread, _WARP) * (2 * size)
+        for i in range(2):
+            for j in range(self.across):
+                for half in range(2):
+                    n = (i * 2 + half) * self.across + j
+                    place = T.address_of(places[first + half * size])
+                    T.evaluate(T.tvm_store_matrix_sync(self.sums.data, *_SHAPE, n, place, _FRAGMENT, "row_major"))
+                barrier()
+                with strided(T.floormod(self.thread, _WARP), _WARP, size) as e:
+                    values = [places[first + half * size + e] for half in range(2)]
+                    self._write_output(values, i, j, T.floordiv(e, _FRAGMENT), T.floormod(e, _FRAGMENT))
+                barrier()
+
+    def _write_output(self, values: list, i: int, j: int, r, c) -> None:
+        """Write output (r, c) of the warp's fragments (i, j) of both halves."""
+        op = self.op
+        row = self.first_row + self.warp_row + i * _FRAGMENT + r
+        for half in range(1 if op.swiglu else 2):
+            column = self.column_block * (_HALF if op.swiglu else 2 * _HALF) + half * _HALF + self._column(j) + c
+            with T.If(T.And(row < self.count, column < op.result_features)), T.Then():
+                factor = self.factors[row, 0]
+                up = values[1] * factor if op.swiglu else None
+                write(op, self.a, self.y, self.residual, row, column, values[half] * factor, up)
+
+
+_SHAPE = (_FRAGMENT, _FRAGMENT, _FRAGMENT)
+
+
+def _fragments(scope: str, count: int, dtype: str):
+    """Operands of the matrix units, spread over the lanes of a warp."""
+    return T.alloc_buffer((count * _FRAGMENT * _FRAGMENT,), dtype, scope=scope)
+
+
+def _load(fragments, index: int, source, start, stride: int) -> None:
+    place = source.access_ptr("r", offset=start, extent=_FRAGMENT * stride)
+    T.evaluate(T.tvm_load_matrix_sync(fragments.data, *_SHAPE, index, place, stride, "row_major"))
