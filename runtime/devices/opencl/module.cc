@@ -174,6 +174,7 @@ class OpenCLModule final : public ffi::ModuleObj {
     const Limits& limits = device.limits;
     CheckThreads(variant);
     CheckArguments(device, info);
+    CheckFeatures(device, info);
     std::string source = Sized(parts_.at(info.name), info.name, variant.threads);
     std::string identity = Text(limits.platform, "\n", limits.name, "\n", limits.driver, "\n", kOptions, "\n", source);
     bool keeps = KeepsBinaries(limits) && cache_.usable();
@@ -208,6 +209,13 @@ class OpenCLModule final : public ffi::ModuleObj {
         Fail("kernel ", variant.info->name, ": wants ", variant.threads[axis], " threads along ", "xyz"[axis], ", ",
              limits.name, " allows ", limits.max_threads_of[axis]);
       }
+    }
+  }
+
+  void CheckFeatures(const Device& device, const KernelInfo& info) const {
+    if (!device.limits.float16 && parts_.at(info.name).find("cl_khr_fp16") != std::string::npos) {
+      Fail("kernel ", info.name, ": its library computes with float16, which ", device.limits.name,
+           " does not (cl_khr_fp16): compile the model with --device opencl");
     }
   }
 

@@ -6,6 +6,7 @@ The device is whatever this machine has; in CI it is PoCL, on the processor.
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,17 +97,31 @@ def rejected() -> tirx.PrimFunc:
     return k.function
 
 
+def halves() -> tirx.PrimFunc:
+    """y = x + x in float16, which not all devices have."""
+    with kernel("halves") as k:
+        n = T.int64()
+        x, y = k.input("x", (n,), "float16"), k.input("y", (n,), "float16")
+        with k.body(), launch([n], 1) as ([i], _):
+            T.buffer_store(y, x[i] + x[i], [i])
+    return k.function
+
+
 KERNELS = (scale_and_add, row_sums, unpacked, too_many_threads, rejected)
+
+
+def build(path: Path, *makers: Callable[[], tirx.PrimFunc]) -> Path:
+    """A library of kernels, each under the name of its function here."""
+    target = resolve_target("opencl")
+    functions = {make.__name__: make().with_attr("global_symbol", make.__name__) for make in makers}
+    with code_generation(target):
+        tvm.compile(tvm.IRModule(functions), target=target.tvm_target()).export_library(str(path))
+    return path
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = resolve_target("opencl")
-    functions = {make.__name__: make().with_attr("global_symbol", make.__name__) for make in KERNELS}
-    path = tmp_path_factory.mktemp("library") / "kernels.so"
-    with code_generation(target):
-        tvm.compile(tvm.IRModule(functions), target=target.tvm_target()).export_library(str(path))
-    return path
+    return build(tmp_path_factory.mktemp("library") / "kernels.so", *KERNELS)
 
 
 @pytest.fixture
@@ -166,6 +181,17 @@ def test_a_kernel_that_cannot_run_is_one_line_that_names_it(
     assert all(part in message for part in parts), message
     call(module["scale_and_add"], "opencl", [x, y])  # the device is still usable
     np.testing.assert_allclose(y, scaled(x), rtol=1e-6)
+
+
+def test_float16_is_for_devices_that_have_it(opencl: None, tmp_path: Path) -> None:
+    module = ffi.load_module(str(build(tmp_path / "halves.so", halves)))
+    x, y = numbers(5).astype("float16"), np.zeros(5, "float16")
+    if plugin.devices("opencl")[0]["float16"]:
+        call(module["halves"], "opencl", [x, y])
+        np.testing.assert_array_equal(y, x + x)
+    else:
+        with pytest.raises(ffi.FFIError, match=r"^kernel halves.* computes with float16, .* --device opencl$"):
+            call(module["halves"], "opencl", [x, y])
 
 
 def test_a_tensor_that_is_too_large_is_refused_with_the_limit(opencl: None) -> None:
@@ -287,7 +313,9 @@ def test_without_a_driver_there_are_no_devices_and_a_reason(tmp_path: Path) -> N
 def test_without_a_loader_there_are_no_devices_and_a_reason(tmp_path: Path) -> None:
     for name in ("libOpenCL.so.1", "libOpenCL.so"):
         (tmp_path / name).write_text("not a library")
-    devices, problem, refusal = json.loads(run_python(_REPORT, environment={"LD_LIBRARY_PATH": str(tmp_path)}))
+    search = [str(tmp_path), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    said = run_python(_REPORT, environment={"LD_LIBRARY_PATH": os.pathsep.join(search)})
+    devices, problem, refusal = json.loads(said)
     assert devices == []
     assert problem.startswith("no OpenCL: ")
     assert "libOpenCL.so.1" in problem
