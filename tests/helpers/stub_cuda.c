@@ -118,7 +118,7 @@ static int current;
 Code cudaGetDeviceCount(int *count) { return *count = cards(), 0; }
 Code cudaSetDevice(int device) { return current = device, device < cards() ? 0 : 101; }
 Code cudaGetDevice(int *device) { return *device = current, 0; }
-Code cudaMalloc(void **memory, size_t bytes) { return (*memory = aligned_alloc(256, (bytes + 255) / 256 * 256)) ? 0 : 2; }
+Code cudaMalloc(void **memory, size_t bytes) { return (*memory = aligned_alloc(256, (bytes + 255) / 256 * 256)) ? (memset(*memory, 0, bytes), 0) : 2; }
 Code cudaMallocHost(void **memory, size_t bytes) { return cudaMalloc(memory, bytes); }
 Code cudaFree(void *memory) { return free(memory), 0; }
 Code cudaFreeHost(void *memory) { return free(memory), 0; }

@@ -78,7 +78,7 @@ Code hipMalloc(void **memory, size_t bytes) {
   char *block = aligned_alloc(256, (bytes + 511) / 256 * 256);
   *(size_t *)block = bytes;
   used += bytes;
-  return note("malloc %d %zu\n", current, bytes), *memory = block + 256, 0;
+  return note("malloc %d %zu\n", current, bytes), *memory = memset(block + 256, 0, bytes), 0;
 }
 Code hipFree(void *memory) {
   char *block = (char *)memory - 256;

@@ -1,0 +1,1 @@
+"""Measurements on machines with a graphics card, which need not have a compiler: packed here, run there."""
