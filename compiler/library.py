@@ -51,7 +51,8 @@ def build_library(
         report(1, 4, "lowering")
         tvm_target = target.tvm_target()
         with code_generation(target):
-            with tvm_target, tvm.transform.PassContext(opt_level=opt.passes):
+            passes = dict(tvm.transform.PassContext.current().config)  # what the target's code generation asks for
+            with tvm_target, tvm.transform.PassContext(opt_level=opt.passes, config=passes):
                 module = pipeline(metadata, bounds, table, debug_dump)(module)
                 report(2, 4, "generating machine code")
                 executable = relax.build(module, tvm_target, relax_pipeline=None)

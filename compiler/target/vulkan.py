@@ -12,6 +12,9 @@ from .target import CompileTarget, GpuTraits
 # Shared memory and threads are what Vulkan devices other than the smallest have (a device must have 16 KB and 128).
 _TRAITS = GpuTraits(max_threads=256, shared_bytes=32 << 10)
 _BUILD = "target.build.vulkan"
+# TVM would compute what two launches have in common before them, on the host: then a kernel is given an offset and
+# cannot know that it is a multiple of four. The emitter computes nothing twice either.
+_PASSES = {"tirx.disable_cse_tir": True}
 
 
 def resolve(variant: str, host: str) -> CompileTarget:
@@ -48,6 +51,7 @@ def code_generation(_: CompileTarget) -> Iterator[None]:
 
     Raises EngineError, naming the kernel, for what Vulkan cannot do.
     """
+    import tvm
     import tvm_ffi
 
     from ...runtime.devices import plugin
@@ -64,7 +68,8 @@ def code_generation(_: CompileTarget) -> Iterator[None]:
 
     tvm_ffi.register_global_func(_BUILD, build, override=True)
     try:
-        yield
+        with tvm.transform.PassContext(config=_PASSES):
+            yield
     except Exception:
         if refused:  # TVM has made another class of it, with a traceback in its text
             raise refused[0] from None

@@ -87,14 +87,21 @@ class Expressions:
         return region, [Address(place) for place in self.values.lanes(places)]
 
     def _load(self, node: Any, dtype: Dtype) -> Value:
+        """The numbers of a load, in the type `dtype`, which may be another one than that of the buffer."""
+        stored = dtype_of(node)
+        if stored is None:
+            raise self.unknown(f"the type {node.ty.dtype}")
         region, runs = self.access(node.source, node.indices, dtype.lanes)
-        loaded = [self.memory.load(region, dtype.of(dtype.lanes // len(runs)), run) for run in runs]
+        wanted = dtype.of(dtype.lanes // len(runs))
+        loaded = [self.memory.load(region, stored.of(1), wanted, run) for run in runs]
         if len(loaded) == 1:
             return loaded[0]
         return self.values.join(dtype, [lane for value in loaded for lane in self.values.lanes(value)])
 
     def _cast(self, node: Any, dtype: Dtype) -> Value:
         source = dtype_of(node.value)
+        if type(node.value).__name__ == "TensorLoad":
+            return self._load(node.value, dtype)  # piece by piece: it may be loaded in several
         if source in (INT64, UINT64) and dtype.is_integer and dtype.bits <= 32:
             return self.values.cast(Value(UINT32, (self.indexing.low(node.value),)), dtype)
         return self.values.cast(self.evaluate(node.value), dtype)

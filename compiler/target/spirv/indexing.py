@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .dtype import UINT32, dtype_of
+from .dtype import INT32, UINT32, dtype_of
 from .module import Number
 from .spec import Op
 from .values import Value, Values
@@ -22,6 +22,8 @@ _RING = {  # of these, the low half of the result depends on the low halves of t
     "BitwiseOr": Op.BITWISE_OR,
     "BitwiseXor": Op.BITWISE_XOR,
 }
+# Of these it depends on all of the operands; `Mod`, for which there is no such instruction, stays in 64 bits.
+_DIVISIONS = {"RShift": Op.SHIFT_RIGHT_ARITHMETIC, "Div": Op.S_DIV}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Indexing:
         self._evaluate = evaluate
         self._multiples: dict[Any, int] = {}  # of variables; 0 stands for a variable that is 0
         self._low: dict[Any, int] = {}  # of 64-bit variables: their low halves
+        self._small: set[Any] = set()  # 64-bit variables that are what their low halves are as signed numbers
 
     def bind(self, variable: Any, value: Any) -> None:
         """Note what a variable was set to."""
@@ -49,10 +52,14 @@ class Indexing:
         self._multiples[variable] = self.multiple(value)
         if dtype.bits == 64:
             self._low[variable] = self.low(value)
+            if self._fits(value):
+                self._small.add(variable)
 
-    def bind_low(self, variable: Any, low: int) -> None:
-        """Note the low half of a 64-bit variable."""
+    def bind_low(self, variable: Any, low: int, *, fits: bool) -> None:
+        """Note the low half of a 64-bit variable, and whether it says all, as a signed number."""
         self._low[variable] = low
+        if fits:
+            self._small.add(variable)
 
     def bind_counter(self, variable: Any, first: Any, step: Any) -> None:
         """Note where the counter of a loop starts and how it goes on."""
@@ -84,6 +91,22 @@ class Indexing:
             return math.gcd(self.multiple(expression.true_value), self.multiple(expression.false_value))
         return 1
 
+    def _fits(self, expression: Any) -> bool:
+        """Whether a 64-bit integer is certainly what its low 32 bits are as a signed number."""
+        kind = type(expression).__name__
+        if kind == "IntImm":
+            return -(1 << 31) <= int(expression.value) < 1 << 31
+        if kind == "Var":
+            return expression in self._small
+        if kind == "BitwiseAnd":
+            return any(
+                type(x).__name__ == "IntImm" and 0 <= int(x.value) < 1 << 31 for x in (expression.a, expression.b)
+            )
+        if kind in _DIVISIONS:
+            return self._fits(expression.a) and self._fits(expression.b)
+        source = dtype_of(expression.value) if kind == "Cast" else None
+        return source is not None and (source.bits < 32 or source == INT32) and not source.is_float
+
     def low(self, expression: Any) -> int:
         """The id of the low 32 bits of an integer."""
         if isinstance(expression, int):
@@ -98,6 +121,8 @@ class Indexing:
             return self._low[expression]
         if kind in _RING:
             return self._pure(_RING[kind], self.low(expression.a), self.low(expression.b))
+        if kind in _DIVISIONS and self._fits(expression):
+            return self._pure(_DIVISIONS[kind], self.low(expression.a), self.low(expression.b))
         if kind == "Cast":
             source = dtype_of(expression.value)
             if source is not None and source.is_integer:

@@ -115,7 +115,7 @@ class _Emission:
             loaded = code.value(Op.LOAD, module.type(kind), code.pure(Op.ACCESS_CHAIN, place, variable, member_id))
             if kind.lanes == 2:
                 words = values.lanes(Value(kind, (loaded,)))
-                self.expressions.indexing.bind_low(parameter, words[0])
+                self.expressions.indexing.bind_low(parameter, words[0], fits=False)
                 loaded = code.pure(Op.BITCAST, module.type(UINT64), loaded)
             self.expressions.variables[parameter] = Value(dtype, (loaded,))
 

@@ -77,37 +77,36 @@ class Memory:
         self.arrays.append(Array(storage, number, width, variable))
         return self.arrays[-1]
 
-    def load(self, region: Region, dtype: Dtype, address: Address) -> Value:
-        """Neighbouring numbers from `address` on, as many as `dtype` has lanes."""
-        number = _in_memory(region, dtype)
+    def load(self, region: Region, stored: Dtype, wanted: Dtype, address: Address) -> Value:
+        """Neighbouring numbers of the type `stored` from `address` on, cast to `wanted`: as many as it has lanes."""
+        number = _in_memory(region, stored)
         parts: list[int] = []
         first = 0
-        for lanes in dtype.part_lanes:
-            pieces = [
-                (self._code.value(Op.LOAD, self._module.type(number.of(width)), pointer), width)
-                for pointer, _, width in self._pieces(region, number, address, first, lanes)
-            ]
+        for lanes in wanted.part_lanes:
+            pieces: list[Value] = []
+            for pointer, _, width in self._pieces(region, number, address, first, lanes):
+                loaded = self._code.value(Op.LOAD, self._module.type(number.of(width)), pointer)
+                piece = self._values.cast(Value(number.of(width), (loaded,)), stored)
+                pieces.append(self._values.cast(piece, wanted))
             first += lanes
-            if len(pieces) == 1:
-                parts.append(pieces[0][0])
-                continue
-            scalars = [x for piece, n in pieces for x in self._values.lanes(Value(number.of(n), (piece,)))]
-            parts.append(self._values.join(number, scalars).parts[0])
-        value = Value(number.of(dtype.lanes), tuple(parts))
-        return self._values.cast(value, dtype)
+            if len(pieces) > 1:
+                pieces = [self._values.join(wanted, [lane for piece in pieces for lane in self._values.lanes(piece)])]
+            parts += pieces[0].parts
+        return Value(wanted, tuple(parts))
 
-    def store(self, region: Region, value: Value, address: Address) -> None:
-        """Write the lanes of `value` to neighbouring places from `address` on."""
-        number = _in_memory(region, value.dtype)
-        value = self._values.cast(value, number)
+    def store(self, region: Region, stored: Dtype, value: Value, address: Address) -> None:
+        """Write the lanes of `value`, cast to `stored`, to neighbouring places from `address` on."""
+        number = _in_memory(region, stored)
         if isinstance(region, Binding):
             region.written = True
         first = 0
         for part, lanes in zip(value.parts, value.dtype.part_lanes, strict=True):
-            scalars = self._values.lanes(Value(number.of(lanes), (part,)))
+            whole = Value(value.dtype.of(lanes), (part,))
+            scalars = self._values.lanes(whole)
             for pointer, at, width in self._pieces(region, number, address, first, lanes):
-                piece = part if width == lanes else self._values.join(number, scalars[at : at + width]).parts[0]
-                self._code.do(Op.STORE, pointer, piece)
+                piece = whole if width == lanes else self._values.join(value.dtype, scalars[at : at + width])
+                piece = self._values.cast(self._values.cast(piece, stored), number)
+                self._code.do(Op.STORE, pointer, *piece.parts)
             first += lanes
 
     def pointer(self, region: Region, dtype: Dtype, address: Address, offset: int = 0) -> int:

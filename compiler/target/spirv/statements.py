@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from .dtype import INT32, Dtype, dtype_of
+from .dtype import INT32, UINT32, Dtype, dtype_of
 from .expressions import Expressions
 from .memory import Array
 from .spec import WORKGROUP_ACQUIRE_RELEASE, Op, Scope, Storage
@@ -72,7 +72,7 @@ class Statements:
                 raise self._expressions.unknown(f"{tag} with extent {node.value}")
             variable = node.node.var
             index = self._threads.index(tag, extent)
-            self._expressions.indexing.bind_low(variable, index.parts[0])
+            self._expressions.indexing.bind_low(variable, index.parts[0], fits=True)
             self._expressions.variables[variable] = self._values.cast(index, dtype_of(variable) or INT32)
         self.emit(node.body)
 
@@ -103,18 +103,20 @@ class Statements:
         self._expressions.buffers[buffer] = self._expressions.memory.add_array(_ARRAYS[scope], dtype, count)
 
     def _store(self, node: Any) -> None:
-        # TVM narrows 64-bit numbers where it knows that they fit, also those that are stored as 64
-        element = dtype_of(node.buffer)
-        value = self._expressions.evaluate(node.value)
-        value = value if element is None else self._values.cast(value, element)
-        lanes = value.dtype.lanes
-        region, runs = self._expressions.access(node.buffer, node.indices, lanes)
+        element, value_type = dtype_of(node.buffer), dtype_of(node.value)
+        if element is None or value_type is None:
+            raise self._expressions.unknown(f"a store of {node.value.ty.dtype}")
+        stored = element.of(1)
+        # the store itself casts, lane by lane where lanes are written one by one: so it never takes a vector of small
+        # numbers apart, for which a device would have to calculate with them
+        is_cast = type(node.value).__name__ == "Cast" and value_type.of(1) == stored
+        value = self._expressions.evaluate(node.value.value if is_cast else node.value)
+        region, runs = self._expressions.access(node.buffer, node.indices, value.dtype.lanes)
         if len(runs) == 1:
-            self._expressions.memory.store(region, value, runs[0])
+            self._expressions.memory.store(region, stored, value, runs[0])
             return
-        each = value.dtype.of(lanes // len(runs))
         for lane, run in zip(self._values.lanes(value), runs, strict=True):
-            self._expressions.memory.store(region, Value(each, (lane,)), run)
+            self._expressions.memory.store(region, stored, Value(value.dtype.of(1), (lane,)), run)
 
     def _if(self, node: Any) -> None:
         condition = self._expressions.evaluate(node.condition).parts[0]
@@ -142,7 +144,7 @@ class Statements:
             value = Value(dtype, (counter,))
             expressions.indexing.bind_counter(variable, node.min, node.step)
             if declared.bits == 64:
-                expressions.indexing.bind_low(variable, values.cast(value, Dtype("uint", 32)).parts[0])
+                expressions.indexing.bind_low(variable, values.cast(value, UINT32).parts[0], fits=dtype.bits == 32)
             expressions.variables[variable] = values.cast(value, declared)
             self.emit(node.body)
 
@@ -171,9 +173,7 @@ class Statements:
         scope = str(call.args[0].value)
         if scope not in _BARRIERS:
             raise self._expressions.unknown(f"a barrier for {scope} memory")
-        self._code.do(
-            Op.CONTROL_BARRIER, *(self._values.module.constant(Dtype("uint", 32), x) for x in _BARRIERS[scope])
-        )
+        self._code.do(Op.CONTROL_BARRIER, *(self._values.module.constant(UINT32, x) for x in _BARRIERS[scope]))
 
 
 def _fits(bound: Any) -> bool:
