@@ -11,7 +11,7 @@ import click
 
 from ..runtime.errors import MLCError
 
-COMMANDS = ("bench", "chat", "compile", "convert_weight", "gen_config", "serve", "show")
+COMMANDS = ("bench", "chat", "compile", "convert_weight", "doctor", "gen_config", "serve", "show")
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 
 

@@ -67,8 +67,8 @@ def test_debug_shows_the_traceback(mlc: Run, failing: Callable[[BaseException], 
     ("argv", "line"),
     [
         (["chta"], "Error: 'chta' is not a command: did you mean 'chat'? (see 'mlc --help')\n"),
-        (["zzz"], "Error: 'zzz' is not a command: the commands are bench, chat, compile, convert_weight, gen_config, "
-                  "serve, show (see 'mlc --help')\n"),
+        (["zzz"], "Error: 'zzz' is not a command: the commands are bench, chat, compile, convert_weight, doctor, "
+                  "gen_config, serve, show (see 'mlc --help')\n"),
         (["show"], "Error: Missing argument 'PATH' (see 'mlc show --help')\n"),
         (["chat", "--temperature", "hot"],
          "Error: Invalid value for '--temperature': 'hot' is not a valid float (see 'mlc chat --help')\n"),

@@ -56,7 +56,7 @@ def is_right(token: int, logits: Logits, cuts: Cuts, uniform: float, slack: floa
     return token in nearby or (uniform > 1 - slack and token >= min(nearby))
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_draws_are_those_of_a_full_sort(kind: str, seed: int) -> None:
     """Logits on a grid: weights are equal or clearly apart, so that rounding decides nothing but the odd draw."""
     rng = np.random.default_rng(seed)
@@ -114,10 +114,11 @@ def test_rows_are_chosen_as_each_by_itself(kind: str) -> None:
     tokens = choose(kind, logits, cuts, uniforms)
     assert tokens == [expected(*one) for one in zip(logits, cuts, uniforms, strict=True)]
     assert (tokens[2], tokens[5]) == (-18, -1)
-    for i in range(8):
+    for i in range(6):
         assert choose(kind, logits[i : i + 1], cuts[i : i + 1], uniforms[i : i + 1]) == tokens[i : i + 1]
 
 
+@pytest.mark.slow
 def test_shares_of_a_large_vocabulary_add_up(kind: str) -> None:
     """The draw for many numbers, where each token weighs little beside the sum: 262144 terms of float32."""
     rng = np.random.default_rng(0)

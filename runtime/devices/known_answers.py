@@ -1,0 +1,43 @@
+"""Inputs of the self-test's kernels, and what comes out."""
+
+import math
+
+FEATURES = 640  # more than a workgroup has threads, and no power of two
+VOCAB = 4133
+
+_EPS = 1e-5
+
+
+def inputs(count: int, seed: int) -> list[float]:
+    """Numbers from -4 to 4 that look random, each exact in float32."""
+    return [((i * 7919 + seed * 104729) % 65521 % 4096 - 2048) / 512 for i in range(1, count + 1)]
+
+
+def rms_norm(x: list[float], weight: list[float]) -> list[float]:
+    """x / sqrt(mean(x^2) + eps) * weight."""
+    inverse = 1 / math.sqrt(sum(value * value for value in x) / len(x) + _EPS)
+    return [value * inverse * scale for value, scale in zip(x, weight, strict=True)]
+
+
+def silu_mul(x: list[float]) -> list[float]:
+    """silu(gate) * up, of [gate | up]."""
+    half = len(x) // 2
+    return [gate / (1 + math.exp(-gate)) * up for gate, up in zip(x[:half], x[half:], strict=True)]
+
+
+def drawn(logits: list[float], temperature: float, top_k: int, top_p: float, uniform: float) -> int:
+    """The token of a draw, by a full sort."""
+    largest = max(logits)
+    weights = [math.exp((logit - largest) / temperature) for logit in logits]
+    ranked = sorted(range(len(logits)), key=lambda token: (-weights[token], token))[: top_k or None]
+    wanted, kept, sum_ = top_p * sum(weights[token] for token in ranked), [], 0.0
+    for token in ranked:
+        if sum_ < wanted:
+            kept.append(token)
+            sum_ += weights[token]
+    target, running = uniform * sum_, 0.0
+    for token in sorted(kept):
+        running += weights[token]
+        if running > target:
+            break
+    return token
