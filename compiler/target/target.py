@@ -71,6 +71,7 @@ _MODULES = {
     "opencl": "opencl",
     "rocm": "rocm",
     "vulkan": "vulkan",
+    "webgpu": "webgpu",
 }
 
 
