@@ -1,6 +1,7 @@
 """The CPU as a target: which processor, which instruction sets, which vector width."""
 
 import platform
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -48,8 +49,9 @@ def native_triple() -> str:
     return f"{host_architecture()}-{'apple-darwin' if platform.system() == 'Darwin' else 'linux-gnu'}"
 
 
-def cpu_target(processor: str = "native", host: str = "auto") -> CompileTarget:
-    """A CPU target: `processor` is LLVM's name of one ("znver4", "x86-64-v3") or "native".
+def cpu_target(processor: str = "native", host: str = "auto", mattr: Sequence[str] = ()) -> CompileTarget:
+    """A CPU target: `processor` is LLVM's name of one ("znver4", "x86-64-v3") or "native"; `mattr` adds instruction
+    sets to it ("+dotprod") or takes them away ("-avx512f").
 
     Raises UsageError for a processor or host triple that LLVM does not know.
     """
@@ -70,6 +72,8 @@ def cpu_target(processor: str = "native", host: str = "auto") -> CompileTarget:
     if not codegen.llvm_is_valid_cpu(processor, triple):
         raise UsageError(f"--device cpu:{processor}: LLVM knows no such processor for {triple}; try cpu:x86-64-v3")
     attributes: dict[str, Any] = {"kind": "llvm", "mcpu": processor, "mtriple": triple}
+    if mattr:
+        attributes["mattr"] = list(mattr)
     features = codegen.llvm_get_cpu_features(tvm.target.Target(attributes))
     is_aarch64 = triple.startswith(("aarch64", "arm64"))
     flags = _AARCH64_FLAGS if is_aarch64 else _X86_FLAGS
@@ -78,7 +82,7 @@ def cpu_target(processor: str = "native", host: str = "auto") -> CompileTarget:
         # a hypervisor may hide instruction sets that the processor's name implies
         hidden = [llvm for llvm, flag in wanted.items() if flag not in present]
         if hidden:
-            attributes["mattr"] = [f"-{llvm}" for llvm in hidden]
+            attributes["mattr"] = [*mattr, *(f"-{llvm}" for llvm in hidden)]
             wanted = {llvm: flag for llvm, flag in wanted.items() if llvm not in hidden}
     lanes = 16 if "avx512f" in wanted else 8 if "avx2" in wanted else 4
     return CompileTarget(

@@ -76,11 +76,24 @@ _MODULES = {
 
 
 def resolve_target(device: str = "auto", host: str = "auto") -> CompileTarget:
-    """Turn `--device` and `--host` into a target. Raises UsageError that lists what is accepted."""
+    """Turn `--device` (a name, or a target as TVM describes it in JSON) and `--host` into a target.
+
+    Raises UsageError that lists what is accepted.
+    """
+    from .json_target import is_json, resolve_json
+
+    if is_json(device):
+        return resolve_json(device, host, _resolve)
     kind, _, variant = (resolve_device(device) if device == "auto" else device).partition(":")
+    return _resolve(kind, variant, host)
+
+
+def _resolve(kind: str, variant: str, host: str) -> CompileTarget:
     if kind not in _MODULES:
         names = ", ".join(("auto", *_MODULES))
-        raise UsageError(f"--device {device!r} is unknown: expected {names}, perhaps with a variant, as cpu:x86-64-v3")
+        raise UsageError(
+            f"--device {kind!r:.60} is unknown: expected {names}, perhaps with a variant, as cpu:x86-64-v3"
+        )
     target: CompileTarget = _module(kind).resolve(variant, host)
     return target
 
