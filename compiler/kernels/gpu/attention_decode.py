@@ -56,7 +56,9 @@ class _Decode:
         # each share's output, then its largest score and its sum of weights
         self.parts = T.sblock_alloc_buffer((*outputs, self.dim), "float32")
         self.sums = T.sblock_alloc_buffer((*outputs, 2), "float32")
-        with launch((self.splits, rows, self.batch), KEYS) as ((split, row, sequence), (thread,)):
+        # two dimensions: WebGPU has no third
+        with launch((self.splits, rows * self.batch), KEYS) as ((split, number), (thread,)):
+            sequence, row = T.floordiv(number, rows), T.floormod(number, rows)
             first, last, count = self._share(sequence, split)
             with T.If(first < last), T.Then():
                 key_head = T.bind(row // self.heads.count)

@@ -8,6 +8,7 @@ import pytest
 import tvm
 from msl import has_clang, kernels_of, problems
 
+from mlc_llm.compiler.compile import CompileOptions, compile_model
 from mlc_llm.compiler.kernels.gpu.table import GpuKernels
 from mlc_llm.compiler.kernels.operations import Matmul, RMSNorm, SwiGLU
 from mlc_llm.compiler.kernels.storage import DenseStorage, GroupStorage, Storage
@@ -160,3 +161,14 @@ def test_kernels_of_a_library_have_no_wrong_types(
     assert b"___tvm_ffi_kernel_0\0" in library
     with pytest.raises(ModelFileError, match=rf"was compiled for {machine}, this machine is .*--device metal`$"):
         Library.load(tmp_path / "kernels.dylib")
+
+
+@needs_zig
+@pytest.mark.slow
+def test_every_kernel_of_a_model(llama_folder: Path, tmp_path: Path) -> None:
+    library = compile_model(CompileOptions(str(llama_folder), device="metal", output=tmp_path / "out")).library
+    assert library == tmp_path / "out/Tiny-Llama-q4f16_1-metal.dylib"
+    sources = kernels_of(library.read_bytes())
+    for part in ("decode_attention", "prefill_attention", "sample", "copy_page", "gemv", "gemm"):
+        assert any(part in name for name in sources), part
+    assert {name: found for name, source in sources.items() if (found := problems(source))} == {}

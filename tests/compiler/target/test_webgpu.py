@@ -1,11 +1,14 @@
 """Kernels in WGSL, as wgpu's validator reads them."""
 
 import re
+import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tvm
 
+from mlc_llm.compiler.compile import CompileOptions, compile_model
 from mlc_llm.compiler.kernels.gpu.table import GpuKernels
 from mlc_llm.compiler.kernels.operations import Matmul, RMSNorm, SwiGLU
 from mlc_llm.compiler.kernels.storage import DenseStorage, GroupStorage, Storage
@@ -13,6 +16,7 @@ from mlc_llm.compiler.target import code_generation, resolve_target
 from mlc_llm.runtime.errors import UsageError
 
 _START = "// Function: "
+_RULE = b"//----------------------------------------\n"  # begins the text of a kernel, after its length
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +27,10 @@ def validator() -> Any:
         adapter = wgpu.gpu.request_adapter_sync()
         return adapter.request_device_sync(
             required_features=["shader-f16"],
-            required_limits={"max-compute-workgroup-storage-size": 32 << 10},
+            required_limits={
+                "max-compute-workgroup-storage-size": 32 << 10,
+                "max-storage-buffers-per-shader-stage": 10,
+            },
         )
     except RuntimeError as error:
         pytest.skip(f"wgpu finds no device ({error}): apt install mesa-vulkan-drivers")
@@ -61,6 +68,22 @@ def test_kernels_are_valid(storage: Storage, validator: Any) -> None:
     assert {re.sub(r"_kernel.*", "", name) for name in kernels} == {"norm", "silu", "gemv", "gemm", "embedding"}
     for text in kernels.values():
         validator.create_shader_module(code=text)
+
+
+@pytest.mark.slow
+def test_every_kernel_of_a_model(llama_folder: Path, tmp_path: Path, validator: Any) -> None:
+    output = compile_model(CompileOptions(str(llama_folder), device="webgpu", output=tmp_path / "out")).library
+    library, names = output.read_bytes(), []
+    position = library.find(_RULE)
+    while position >= 0:
+        (length,) = struct.unpack_from("<Q", library, position - 8)
+        text = library[position : position + length].decode()
+        names += re.findall(r"^fn (\w+)\(", text, re.MULTILINE)
+        module = validator.create_shader_module(code=text)
+        validator.create_compute_pipeline(layout="auto", compute={"module": module, "entry_point": names[-1]})
+        position = library.find(_RULE, position + length)
+    for part in ("decode_attention", "prefill_attention", "sample", "copy_page", "gemv", "gemm"):
+        assert any(part in name for name in names), part
 
 
 def test_the_validator_finds_mistakes(validator: Any) -> None:
