@@ -130,7 +130,7 @@ def read_device(path: Path) -> str:
         found = content[start + len(_MARK) : end] if start >= 0 else b""
     kind = found.partition(b"\n")[0].decode("ascii", "replace") or HOST.kind
     if kind not in DEVICE_TYPES:
-        raise ModelFileError(f"{path} was compiled for {kind}, which this version does not know: install a newer one")
+        raise ModelFileError(f"{path} was compiled for {kind}, which nothing here runs: {_recompile(path, HOST.kind)}")
     return kind
 
 

@@ -5,6 +5,7 @@
 
 import ctypes
 import mmap
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -26,14 +27,20 @@ _HUGE_PAGE = 2 << 20
 @cache
 def load_runtime() -> None:
     """Load TVM's runtime into the process. Raises EngineError when there is none."""
-    runtime, interface = _package_file("tvm", "libtvm_runtime.so"), _package_file("tvm_ffi", "libtvm_ffi.so")
+    runtime = package_file("tvm", library_file("tvm_runtime"))
+    interface = package_file("tvm_ffi", library_file("tvm_ffi"))
     try:
         ffi.load(str(interface), str(runtime))
     except (OSError, ffi.FFIError) as error:
         raise EngineError(f"{runtime} cannot be loaded: {one_line(error)}") from None
 
 
-def _package_file(package: str, name: str) -> Path:
+def library_file(name: str) -> str:
+    """The file of one of TVM's libraries."""
+    return f"lib{name}.dylib" if sys.platform == "darwin" else f"lib{name}.so"
+
+
+def package_file(package: str, name: str) -> Path:
     """A shared library of TVM's. The package is found but not imported."""
     spec = find_spec(package)
     folders = list(spec.submodule_search_locations or []) if spec else []

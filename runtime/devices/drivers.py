@@ -61,4 +61,8 @@ def _ask(kind: str, function: str) -> Any:
         from . import cuda
 
         return getattr(cuda, function)()
+    if kind == "metal":
+        from . import metal
+
+        return getattr(metal, function)()
     return None
