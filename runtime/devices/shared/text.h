@@ -19,9 +19,12 @@ std::string Text(const Parts&... parts) {
 }
 
 // Throws an error whose message is the parts one after another: the thing, the value seen, the limit, what to do.
+// Names come from drivers and files: what is not printable ASCII becomes a question mark, so that it is one line.
 template <typename... Parts>
 [[noreturn]] void Fail(const Parts&... parts) {
-  TVM_FFI_THROW(RuntimeError) << Text(parts...);
+  std::string message = Text(parts...);
+  for (char& c : message) c = c >= 32 && c < 127 ? c : '?';
+  TVM_FFI_THROW(RuntimeError) << message;
   __builtin_unreachable();
 }
 
