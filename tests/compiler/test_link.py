@@ -1,6 +1,7 @@
 """What links a library for a host, and what the linked libraries are, as lief reads them."""
 
 import platform
+import struct
 import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ import lief
 import numpy as np
 import pytest
 import tvm
+from compiled_kernels import needs_qemu
 from tvm.script import tirx as T
 
 from mlc_llm.compiler import link as linking
@@ -25,7 +27,7 @@ UNDEFINED = ("_TVMFFI", "_TVMBackend", "___extendhfsf2", "___truncsfhf2")
 
 
 @T.prim_func(s_tir=True)
-def doubled(a: T.Buffer((64,), "float32"), b: T.Buffer((64,), "float32")) -> None:  # type: ignore[no-untyped-def]
+def kernel(a: T.Buffer((64,), "float32"), b: T.Buffer((64,), "float32")) -> None:  # type: ignore[no-untyped-def]
     for i in T.parallel(64):
         b[i] = T.exp(a[i]) * T.float32(2)
 
@@ -115,9 +117,9 @@ def test_a_failed_linker_gives_its_reason_and_the_old_library_stays(output: str,
 
 
 def linked(triple: str, folder: Path, linker: Linker | None = None) -> Path:
-    """A library with the kernel `doubled`."""
+    """A library with one kernel, `kernel`."""
     target = tvm.target.Target({"kind": "llvm", "mtriple": triple})
-    executable = tvm.compile(tvm.IRModule({"doubled": doubled}), target=target)
+    executable = tvm.compile(tvm.IRModule({"kernel": kernel}), target=target)
     folder.mkdir()
     output = folder.parent / f"{folder.name}-output" / f"kernel{parse_host(triple).suffix}"
     output.parent.mkdir()
@@ -137,8 +139,26 @@ def test_a_library_for_this_machine_runs(linker: str, tmp_path: Path) -> None:
     path = linked(triple, tmp_path / "work", zig(triple) if linker == "zig" else None)
     x = np.linspace(-1, 1, 64, dtype=np.float32)
     result = tvm.runtime.empty((64,), "float32")
-    tvm.runtime.load_module(str(path))["doubled"](tvm.runtime.tensor(x), result)
+    tvm.runtime.load_module(str(path))["kernel"](tvm.runtime.tensor(x), result)
     np.testing.assert_allclose(result.numpy(), np.exp(x) * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("linker", ["aarch64-linux-gnu-gcc", pytest.param("zig", marks=[needs_zig, pytest.mark.slow])])
+@needs_qemu
+def test_a_library_for_another_processor_runs_under_qemu(linker: str, tmp_path: Path) -> None:
+    triple = "aarch64-linux-gnu"
+    path = linked(triple, tmp_path / "work", zig(triple) if linker == "zig" else Linker(parse_host(triple), linker))
+    program = tmp_path / "program"
+    harness = Path(__file__).parents[1] / "helpers/kernel_main.c"  # a program that calls `kernel`
+    subprocess.run(
+        ["aarch64-linux-gnu-gcc", "-rdynamic", "-o", str(program), str(harness), str(path), "-lm"], check=True
+    )
+    x = np.linspace(-1, 1, 64, dtype=np.float32)
+    tensor = struct.pack("=3iq", 1, 2, 32, x.size) + x.tobytes()
+    emulator = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-E", f"LD_LIBRARY_PATH={path.parent}"]
+    done = subprocess.run([*emulator, str(program)], input=struct.pack("=i", 2) + tensor * 2, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    np.testing.assert_allclose(np.frombuffer(done.stdout, np.float32)[64:], np.exp(x) * 2, rtol=1e-6)
 
 
 @needs_zig
@@ -150,7 +170,7 @@ def test_a_library_for_another_linux(tmp_path: Path) -> None:
     library = lief.ELF.parse(str(first))
     assert library is not None
     assert library.header.machine_type == getattr(lief.ELF.ARCH, "RISCV" if triple.startswith("riscv") else "AARCH64")
-    assert {"__tvm_ffi_doubled", "__tvm_ffi_set_num_threads"} <= {symbol.name for symbol in library.exported_symbols}
+    assert {"__tvm_ffi_kernel", "__tvm_ffi_set_num_threads"} <= {symbol.name for symbol in library.exported_symbols}
     assert str(tmp_path) not in first.read_bytes().decode("latin1")
 
 
@@ -175,7 +195,7 @@ def test_a_library_for_an_apple_system(triple: str, processor: str, system: str,
     assert list(library.build_version.minos[:2]) == ([15, 0] if system == "IOS" else [11, 0])
     assert [entry.name for entry in library.libraries] == ["@rpath/kernel.dylib", "/usr/lib/libSystem.B.dylib"]
     exported = {symbol.name for symbol in library.exported_symbols}
-    assert {"___tvm_ffi_doubled", "___tvm_ffi_set_num_threads", "___TVMBackendParallelLaunch"} <= exported
+    assert {"___tvm_ffi_kernel", "___tvm_ffi_set_num_threads", "___TVMBackendParallelLaunch"} <= exported
     unbound = {symbol.name for symbol in library.imported_symbols if library_of(symbol) is None}
     assert {name for name in unbound if not name.startswith(UNDEFINED)} == set()
     assert first.read_bytes().count(b"\nmlc-device:cpu\n") == 1
