@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
+from device_kernels import KINDS, require_device
 from gguf_files import Sizes, as_blocks, llama_metadata, llama_tensors, write_gguf
 
 from mlc_llm.compiler.compile import CompileOptions, compile_model
@@ -35,9 +37,12 @@ def write(path: Path) -> Path:
     return write_gguf(path, {**llama_metadata(SIZES), "general.file_type": 15}, tensors)
 
 
-def test_logits_equal_transformers_on_the_weights_of_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", *KINDS])
+def test_logits_equal_transformers_on_the_weights_of_the_file(device: str, tmp_path: Path) -> None:
+    require_device(device)
     path = write(tmp_path / "Tiny-Q4_K_M.gguf")
-    result = compile_model(CompileOptions(str(path), output=tmp_path / "out", overrides="prefill_chunk_size=32"))
+    options = CompileOptions(str(path), output=tmp_path / "out", overrides="prefill_chunk_size=32", device=device)
+    result = compile_model(options)
     assert result.quantization == "q4_k_m"
     compiled = Model.load(result.folder, result.library, max_num_sequence=2, max_total_sequence_length=128)
 

@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from device_kernels import KINDS, require_device
 from numpy.typing import NDArray
 
 from mlc_llm.compiler.compile import CompileOptions, compile_model
@@ -55,6 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dynamic scaling": {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 2.0}},
     "yarn scaling": {"rope_parameters": {"rope_theta": 10000.0, **YARN}},
 }
+ON_DEVICES = ("tied, one key-value head, biases", "yarn scaling")
 
 
 def random_model(seed: int, **settings: Any) -> transformers.LlamaForCausalLM:
@@ -88,11 +90,16 @@ def reference(model: transformers.LlamaForCausalLM, tokens: list[int]) -> NDArra
     return logits
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_equal_transformers(variant: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("variant", "device"),
+    [*((variant, "cpu") for variant in VARIANTS),
+     *((variant, device) for device in KINDS for variant in ON_DEVICES)],
+)  # fmt: skip
+def test_logits_equal_transformers(variant: str, device: str, tmp_path: Path) -> None:
+    require_device(device)
     model = random_model(len(variant), **VARIANTS[variant])
     compiled = load(write_model(model, tmp_path / "source"), tmp_path / "out", "q0f32",
-                    overrides="prefill_chunk_size=48")  # fmt: skip
+                    overrides="prefill_chunk_size=48", device=device)  # fmt: skip
     tokens = np.random.default_rng(0).integers(0, BASE["vocab_size"], 120).tolist()
     expected = reference(model, tokens)
     whole = compiled.add_sequence()
@@ -135,12 +142,14 @@ def test_embeddings_equal_transformers(tmp_path: Path) -> None:
         assert response.usage.prompt_tokens == 181
 
 
-def test_a_sliding_window_hides_older_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", *KINDS])
+def test_a_sliding_window_hides_older_tokens(device: str, tmp_path: Path) -> None:
+    require_device(device)
     model = random_model(3)
     source = write_model(model, tmp_path / "source")
     config = (source / "config.json").read_text().rstrip().removesuffix("}")
     (source / "config.json").write_text(f'{config}, "sliding_window": 20}}')
-    compiled = load(source, tmp_path / "out", "q0f32")
+    compiled = load(source, tmp_path / "out", "q0f32", device=device)
     mistral = transformers.MistralForCausalLM(
         transformers.MistralConfig(
             **{**BASE, "sliding_window": 20, "head_dim": 12, "tie_word_embeddings": False},
@@ -158,10 +167,17 @@ def test_a_sliding_window_hides_older_tokens(tmp_path: Path) -> None:
         np.testing.assert_allclose(compiled.decode([sequence], [tokens[i]])[0], expected[i], atol=2e-4)
 
 
-@pytest.mark.parametrize("quantization", sorted(set(SCHEMES) - {"q0f32"}))
-def test_quantized_logits_equal_transformers_on_the_dequantized_weights(quantization: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("quantization", "device"),
+    [*((quantization, "cpu") for quantization in sorted(set(SCHEMES) - {"q0f32"})),
+     ("q4f16_1", "opencl"), ("q3f16_0", "opencl"), ("q4f16_1", "vulkan"), ("q4bf16_0", "vulkan")],
+)  # fmt: skip
+def test_quantized_logits_equal_transformers_on_the_dequantized_weights(
+    quantization: str, device: str, tmp_path: Path
+) -> None:
+    require_device(device)
     model = random_model(5, tie_word_embeddings=quantization.endswith("_1"))
-    compiled = load(write_model(model, tmp_path / "source"), tmp_path / "out", quantization)
+    compiled = load(write_model(model, tmp_path / "source"), tmp_path / "out", quantization, device=device)
     scheme = SCHEMES[quantization]
     store = WeightStore(tmp_path / "out")
     architecture = get_architecture("llama")

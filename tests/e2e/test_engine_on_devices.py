@@ -1,0 +1,151 @@
+"""An engine whose model runs on a device answers as one on the processor does."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from device_kernels import KINDS, require_device
+from jsonschema import validate
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+from mlc_llm import AsyncMLCEngine, MLCEngine
+from mlc_llm.compiler.compile import CompileOptions, compile_library, compile_model
+from mlc_llm.runtime.errors import ModelFileError
+from mlc_llm.runtime.model import Model
+
+TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"enum": ["x", "yz"]}, "b": {"type": "boolean"}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compiled folder of a random Llama whose tokens are bytes, with its library for the processor in it."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=259, max_position_embeddings=512, bos_token_id=256, eos_token_id=257, initializer_range=0.3,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    source = tmp_path_factory.mktemp("devices") / "random"
+    transformers.LlamaForCausalLM(config).save_pretrained(source)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(text, special=True) for text in ("<s>", "</s>", "<pad>")])
+    backend.save(str(source / "tokenizer.json"))
+    (source / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE, "eos_token": "</s>"}))
+    options = CompileOptions(
+        str(source), quantization="q4f32_1", output=source.parent / "out", device="cpu",
+        overrides="prefill_chunk_size=64;max_batch_size=8",
+    )  # fmt: skip
+    return compile_model(options).folder
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> MLCEngine:
+    return MLCEngine(str(folder), "cpu")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def library(request: pytest.FixtureRequest, folder: Path) -> tuple[str, Path]:
+    """A kind of device, and the folder's library for it."""
+    require_device(request.param)
+    return request.param, compile_library(folder, folder / f"{request.param}.so", device=request.param)
+
+
+@pytest.fixture(scope="module")
+def engine(library: tuple[str, Path], folder: Path) -> MLCEngine:
+    device, path = library
+    return MLCEngine(str(folder), device, model_lib=str(path))
+
+
+def ask(engine: MLCEngine, text: str, **fields: Any) -> list[str | None]:
+    messages = [{"role": "user", "content": text}]
+    request = {"max_tokens": 12, "temperature": 0, **fields}
+    answer = engine.chat.completions.create(messages=messages, **request)
+    return [choice.message.content for choice in answer.choices]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"n": 3},
+        {"presence_penalty": 1.0, "frequency_penalty": 0.5},
+        {"logit_bias": {"65": 5.0, "66": -100}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "strict": True, "schema": SCHEMA}}},
+    ],
+)
+def test_greedy_answers_are_those_of_the_processor(
+    engine: MLCEngine, reference: MLCEngine, fields: dict[str, Any]
+) -> None:
+    fields = {"max_tokens": 40, **fields}
+    answers = ask(engine, "hello", **fields)
+    assert answers == ask(reference, "hello", **fields)
+    if "response_format" in fields:
+        validate(json.loads(answers[0] or ""), SCHEMA)
+
+
+def test_what_texts_share_is_computed_once(engine: MLCEngine, reference: MLCEngine) -> None:
+    for text in ("x" * 70, "x" * 70 + "!", "x" * 50 + "?", "x" * 70):
+        assert ask(engine, text) == ask(reference, text)
+    answer = engine.chat.completions.create(
+        messages=[{"role": "user", "content": "x" * 70 + "."}], max_tokens=2, temperature=0
+    )
+    assert answer.usage.prompt_tokens_details.cached_tokens >= 64
+
+
+def test_draws_are_repeatable_and_follow_their_cuts(engine: MLCEngine) -> None:
+    draws = [ask(engine, "hello", temperature=1.5, top_p=0.95, seed=seed, n=2) for seed in (1, 2, 1)]
+    assert draws[0] == draws[2] != draws[1]
+    assert ask(engine, "hello", temperature=1.5, top_p=1e-6, seed=3) == ask(engine, "hello")
+
+
+def test_logprobs_are_those_of_the_processor(engine: MLCEngine, reference: MLCEngine) -> None:
+    found = []
+    for one in (engine, reference):
+        answer = one.chat.completions.create(
+            messages=[{"role": "user", "content": "hi"}], max_tokens=4, temperature=0, logprobs=True, top_logprobs=3
+        )
+        found.append([[top.logprob for top in token.top_logprobs] for token in answer.choices[0].logprobs.content])
+    np.testing.assert_allclose(*found, atol=1e-3)
+
+
+def test_answers_at_once_are_those_of_each_alone(library: tuple[str, Path], folder: Path, engine: MLCEngine) -> None:
+    device, path = library
+    texts = ["a", "bc", "x" * 90, "hello there"]
+
+    async def together() -> list[list[str | None]]:
+        several = AsyncMLCEngine(str(folder), device, model_lib=str(path))
+        requests = [[{"role": "user", "content": text}] for text in texts]
+        try:
+            answers = await asyncio.gather(
+                *(several.chat.completions.create(messages=one, max_tokens=20, temperature=0) for one in requests)
+            )
+        finally:
+            several.terminate()
+        return [[answer.choices[0].message.content] for answer in answers]
+
+    assert asyncio.run(together()) == [ask(engine, text, max_tokens=20) for text in texts]
+
+
+def test_a_library_for_another_device_is_refused(library: tuple[str, Path], folder: Path) -> None:
+    device, path = library
+    other = next(kind for kind in (*KINDS, "cpu") if kind != device)
+    with pytest.raises(
+        ModelFileError, match=f"was compiled for {device}, the device here is {other}: run `mlc compile"
+    ):
+        MLCEngine(str(folder), other, model_lib=str(path))
+    assert Model.load(folder, path, max_num_sequence=1, max_total_sequence_length=64).metadata.device == device
