@@ -28,6 +28,7 @@ from tvm.relax.frontend.nn import Tensor, op
 
 from ..target.target import CompileTarget
 from .cache_kernels import CacheKernels, CacheShape
+from .call import call_kernel
 
 PAGE_SIZE = 16
 SHEET_PAGES = 4  # pages that lie together in memory
@@ -89,7 +90,7 @@ class PagedKVCache:
         arguments: list[Any] = [tirx.const(layer, "int64"), *self.tensors]
         if self.decodes:
             out = Tensor.placeholder((batch, 1, width), "float32")
-            return op.tensor_ir_op(kernels.decode_attention, "decode_attention", [qkv, *arguments], out)
+            return call_kernel(kernels.decode_attention, "decode_attention", [qkv, *arguments], out)
         rows, out = op.reshape(qkv, (seq, fused)), Tensor.placeholder((seq, width), "float32")
-        attended = op.tensor_ir_op(kernels.prefill_attention, "prefill_attention", [rows, *arguments], out)
+        attended = call_kernel(kernels.prefill_attention, "prefill_attention", [rows, *arguments], out)
         return op.reshape(attended, (batch, seq, width))

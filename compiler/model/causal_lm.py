@@ -10,6 +10,7 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
 from ..kernels.cache_kernels import CacheShape
+from ..kernels.call import call_kernel
 from ..kernels.kv_cache import CacheSpec, PagedKVCache
 from ..kernels.operations import SETTINGS
 from .modules import Layers
@@ -55,7 +56,7 @@ class CausalLM(nn.Module):
         hidden = self._hidden_states(input_ids, kv_cache)
         features = hidden.shape[2]
         kernel = self.layers.table.last_row(features)
-        last = op.tensor_ir_op(kernel, "last_row", [hidden], Tensor.placeholder((1, 1, features), "float32"))
+        last = call_kernel(kernel, "last_row", [hidden], Tensor.placeholder((1, 1, features), "float32"))
         return self.logits(last)
 
     def decode(self, input_ids: Tensor, settings: Tensor, uniforms: Tensor, tokens: Tensor,

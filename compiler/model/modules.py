@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from tvm import tirx
 from tvm.relax.frontend import nn
-from tvm.relax.frontend.nn import Tensor, op
+from tvm.relax.frontend.nn import Tensor
 
 from ..kernels import operations
+from ..kernels.call import call_kernel
 from ..kernels.families import family
 from ..kernels.operations import Matmul
 from ..quantization.choice import AnyScheme
@@ -80,7 +81,7 @@ class _MatrixModule(nn.Module):
         kernel = layers.table.function(key, single=single)
         name = layers.table.name(key, single=single)
         arguments = [x, *matrix.parameters.values()] + [a for a in (bias, residual) if a is not None]
-        return op.tensor_ir_op(kernel, name, arguments, Tensor.placeholder((batch, seq, matrix.rows), "float32"))
+        return call_kernel(kernel, name, arguments, Tensor.placeholder((batch, seq, matrix.rows), "float32"))
 
 
 def assign_weights(module: nn.Module, prefix: str = "") -> None:
@@ -119,7 +120,7 @@ class Embedding(_MatrixModule):
         matrix = self.matrix
         kernel = self.layers_.table.embedding(matrix.rows, matrix.columns, matrix.storage)
         out = Tensor.placeholder((ids.shape[0], matrix.columns), "float32")
-        return op.tensor_ir_op(kernel, "embedding", [ids, *matrix.parameters.values()], out)
+        return call_kernel(kernel, "embedding", [ids, *matrix.parameters.values()], out)
 
     def lm_head(self, x: Tensor) -> Tensor:
         """[batch, seq, features] -> float32 logits [batch, seq, vocab]."""
@@ -137,7 +138,7 @@ class RMSNorm(nn.Module):
         """float32 [batch, seq, features] -> the same."""
         operation, single = operations.RMSNorm(self.features, self.eps), is_single(*x.shape[:2])
         kernel = self.layers_.table.function(operation, single=single)
-        return op.tensor_ir_op(kernel, "rms_norm", [x, self.weight], Tensor.placeholder(x.shape, "float32"))
+        return call_kernel(kernel, "rms_norm", [x, self.weight], Tensor.placeholder(x.shape, "float32"))
 
 
 class SiluMul(nn.Module):
@@ -151,4 +152,4 @@ class SiluMul(nn.Module):
         batch, seq, _ = x.shape
         operation, single = operations.SwiGLU(self.features), is_single(batch, seq)
         kernel = self.layers_.table.function(operation, single=single)
-        return op.tensor_ir_op(kernel, "silu_mul", [x], Tensor.placeholder((batch, seq, self.features), "float32"))
+        return call_kernel(kernel, "silu_mul", [x], Tensor.placeholder((batch, seq, self.features), "float32"))

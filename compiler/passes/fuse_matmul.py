@@ -40,6 +40,7 @@ class _Fuser(relax.PyExprMutator):
     def __init__(self, module: tvm.IRModule, table: KernelTable) -> None:
         super().__init__(module)
         self.table = table
+        self.kernels: dict[tuple[Matmul, bool], tvm.ir.GlobalVar] = {}  # those that were added
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         """One call of a kernel, fused with the calls that made its inputs."""
@@ -82,9 +83,11 @@ class _Fuser(relax.PyExprMutator):
 
     def _call(self, operation: Matmul, single: bool, arguments: list[Any], old: relax.Call) -> relax.Call:
         """A call of the kernel for `operation` with the result type of `old`."""
-        function = self.table.function(operation, single=single)
-        kernel = self.builder_.add_func(function, self.table.name(operation, single=single))
-        return relax.call_tir(kernel, relax.Tuple(arguments), old.ty)
+        key = operation, single
+        if key not in self.kernels:  # to add one takes a hash of all of it
+            function = self.table.function(operation, single=single)
+            self.kernels[key] = self.builder_.add_func(function, self.table.name(operation, single=single))
+        return relax.call_tir(self.kernels[key], relax.Tuple(arguments), old.ty)
 
     def _producer(self, expr: Any) -> relax.Call | None:
         """The call of a kernel that a variable is bound to, if nothing else stands between."""
