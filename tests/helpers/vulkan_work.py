@@ -152,6 +152,7 @@ def many_kernels_take_few_submissions_and_one_wait() -> None:
     assert 500 // 64 <= submitted <= 500 // 8
     assert counters()["waits"] == before["waits"]
     assert read(y)[0] == 500
+    assert counters()["waits"] == before["waits"] + 1
     many = [run(x, y, 64, 1.0, 1.0) for _ in range(5000)]
     assert read(y)[0] == 500 + len(many)
 

@@ -163,11 +163,15 @@ bool Commands::Done(uint64_t number) {
 void Commands::Wait(uint64_t number) {
   CheckAlive(VK_SUCCESS, "");
   if (number >= next_) Submit();
-  while (!running_.empty() && running_.front()->number <= number) {
-    ++counters_.waits;
-    CheckAlive(functions_.vkWaitForFences(device_, 1, &running_.front()->fence, 1, ~uint64_t{0}), "vkWaitForFences");
-    Retire();
+  std::vector<VkFence> fences;
+  for (const std::unique_ptr<Batch>& batch : running_) {
+    if (batch->number <= number) fences.push_back(batch->fence);
   }
+  if (fences.empty()) return;
+  ++counters_.waits;
+  uint32_t count = static_cast<uint32_t>(fences.size());
+  CheckAlive(functions_.vkWaitForFences(device_, count, fences.data(), 1, ~uint64_t{0}), "vkWaitForFences");
+  for (; count != 0; --count) Retire();
 }
 
 }  // namespace vulkan
