@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from numpy.typing import NDArray
+from demo_model import DEMO, PROMPTS, TEXT, log_softmax
 
 from mlc_llm.cli.models import DEMO_QUANTIZATION
 from mlc_llm.compiler.compile import CompileOptions, compile_model
@@ -18,21 +18,6 @@ from mlc_llm.runtime.model import Model
 from mlc_llm.runtime.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
-
-DEMO = "smollm2-135m-instruct"
-TEXT = Path(__file__).parents[2] / "benchmarks" / "data" / "declaration-and-gettysburg.txt"
-PROMPTS = [
-    "What is the capital of France?",
-    "Write a haiku about the sea.",
-    "Explain why the sky is blue.",
-    "List three uses of a paper clip.",
-    "What is 17 + 25?",
-    "Who wrote Romeo and Juliet?",
-    "Give me a short recipe for pancakes.",
-    "Translate 'good morning' into Spanish.",
-    "What does a compiler do?",
-    "Tell me a fact about the moon.",
-]
 
 
 @pytest.fixture(scope="module", params=["q0f32", "q4_1"])
@@ -69,12 +54,6 @@ def test_logits_equal_transformers(compiled: tuple[Path, Path], oracle: transfor
     print(f"over {len(ids)} positions: largest difference of the logits {difference:.2e}, mean KL {divergence:.2e}")
     assert difference < 2e-3 or "q0f32" not in folder.name
     assert divergence < 1e-4
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[n, vocab] -> log probabilities."""
-    wide = logits.astype(np.float64)
-    return wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
