@@ -13,8 +13,8 @@ from .host import host_triple
 from .target import CompileTarget, GpuTraits
 
 # What `--device cuda` compiles for, as far as the compiler knows it: the first architecture of each generation since
-# Turing, whose code the later ones of the generation run too, and of those the common ones.
-_PORTABLE = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+# Turing, whose code the later ones of the generation run too (sm_80 serves sm_86 and sm_89).
+_PORTABLE = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 
 
 def resolve(variant: str, host: str) -> CompileTarget:

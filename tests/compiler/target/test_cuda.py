@@ -42,7 +42,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeCompiler]:
 @pytest.mark.parametrize(
     ("device", "architectures"),
     [
-        ("cuda", "sm_75,sm_80,sm_86,sm_89,sm_90,sm_100,sm_120"),
+        ("cuda", "sm_75,sm_80,sm_90,sm_100,sm_120"),
         ("cuda:sm_80", "sm_80"),
         ("cuda:sm_100, sm_90,sm_90", "sm_90,sm_100"),
         ("cuda:sm_90a,sm_90", "sm_90,sm_90a"),
