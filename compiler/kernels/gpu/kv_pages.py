@@ -7,7 +7,7 @@ scale, max |x| / 127, and rounded to nearest even.
 """
 # mypy: ignore-errors
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -16,7 +16,7 @@ from ...target.target import CompileTarget
 from ..builder import Kernel, kernel
 from ..cache_kernels import CacheShape
 from ..kv_cache import PAGE_SIZE, SHEET_PAGES
-from .arithmetic import exact, load4, rounded
+from .arithmetic import exact, load4, rounded, variable
 from .launch import barrier, cell, launch, shared, strided
 from .rope import Rotation
 
@@ -66,10 +66,23 @@ class PagedKV:
         kv, scales = _declare_stored(k, cache)
         return PagedKV(cache, layer, positions, slots, query_starts, page_starts, pages, lengths, kv, scales)
 
+    def here(self) -> "PagedKV":
+        """The same within a launch. TVM would pass it multiples of `layer` that the host has calculated, and not see
+        that vectors of a row are aligned."""
+        return replace(self, layer=_long(variable(T.cast(self.layer, "int32"), "int32")))
+
     def row(self, sequence, position) -> Row:
         """Where a token of a sequence is."""
         page = T.bind(self.pages[self.page_starts[sequence] + position // PAGE_SIZE])
         return self._row_of_slot(page * PAGE_SIZE + position % PAGE_SIZE)
+
+    def page(self, sequence, number):
+        """The page `number` of a sequence: rows of it are `row_of_page`."""
+        return T.bind(self.pages[self.page_starts[sequence] + number])
+
+    def row_of_page(self, page, offset) -> Row:
+        """A row of a page."""
+        return Row(T.bind(page // SHEET_PAGES), T.bind(page % SHEET_PAGES * PAGE_SIZE + offset))
 
     def _row_of_slot(self, slot) -> Row:
         slot = T.bind(slot)
@@ -94,7 +107,7 @@ class PagedKV:
         cache, threads = self.cache, _STORE_THREADS
         dim, half = cache.head_dim, rotation.half
         with launch((tokens, cache.num_key_value_heads), threads) as ((token, head), (thread,)):
-            rows = shared((2, dim))
+            paged, rows = self.here(), shared((2, dim))
             key = (cache.num_attention_heads + head) * dim
             position = T.bind(self.positions[token])
             buffer, key_at = token_row(token, key)
@@ -110,9 +123,9 @@ class PagedKV:
             with strided(thread, threads, dim) as i:
                 T.buffer_store(rows, buffer[(*value_at[:-1], value_at[-1] + i)], [VALUE, i])
             barrier()
-            row = self._row_of_slot(self.slots[token])
+            row = paged._row_of_slot(self.slots[token])
             for which in (KEY, VALUE):
-                self._write(which, head, row, rows, thread)
+                paged._write(which, head, row, rows, thread)
 
     def _write(self, which: int, head, row: Row, rows, thread) -> None:
         """Write the shared row `rows[which]`."""
