@@ -13,7 +13,7 @@ from ..builder import kernel
 from ..storage import TILE, PackedWeight, Storage
 from .launch import cell, launch, strided
 from .matmul import rows_of, silu
-from .reduce import sum_of_workgroup
+from .reduce import power_of_two, sum_of_workgroup
 
 _THREADS = 128
 _ROW_THREADS = 256  # for one row of a reduction
@@ -48,7 +48,7 @@ def embedding(rows: int, columns: int, storage: Storage) -> tirx.PrimFunc:
 def rms_norm(columns: int, eps: float, traits: GpuTraits, *, single: bool) -> tirx.PrimFunc:
     """x [batch, seq, columns] -> x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019), in float32: a workgroup
     for each row."""
-    threads = min(_ROW_THREADS, traits.max_threads)
+    threads = min(_ROW_THREADS, power_of_two(traits.max_threads))
     with kernel("rms_norm") as k:
         batch, seq = (1, 1) if single else (T.int64(), T.int64())
         x = k.input("x", (batch, seq, columns), "float32")

@@ -21,11 +21,12 @@ from ..storage import TILE, GroupStorage
 from .launch import cell, launch, private, strided
 from .matmul import inverse_root, load_row, rows_of, write
 from .matmul_weights import QUAD, QUADS, quad, reader, registers, weight_of
-from .reduce import sum_over_slots
+from .reduce import power_of_two, sum_over_slots
 
 _WORDS = 5  # of codes that a thread loads at once for one row of x
 _SLOTS = 64  # of a workgroup
 _LEAST_SLOTS = 8
+_BUSY = 0.8
 _MANY_TILES = 512  # from here on there are workgroups enough to give each one two tiles
 
 
@@ -44,18 +45,26 @@ def plan_rows(op: Matmul, rows: int, traits: GpuTraits) -> RowsPlan:
     words = _WORDS if rows == 1 else 1
     tiles = 2 if op.swiglu or op.out_features >= _MANY_TILES * TILE else 1
     per_word = op.storage.codes_per_word if isinstance(op.storage, GroupStorage) else QUAD
-    units = op.padded_columns // (per_word * min(words, 4))
-    slots = min(_SLOTS, traits.max_threads // QUADS)
-    while slots > _LEAST_SLOTS and slots * 2 > units:
-        slots //= 2
-    return RowsPlan(rows, tiles, slots, words)
+    units = -(-op.padded_columns // (per_word * min(words, 4)))
+    return RowsPlan(rows, tiles, _slots(units, min(_SLOTS, power_of_two(traits.max_threads) // QUADS)), words)
+
+
+def _slots(units: int, most: int) -> int:
+    """As many slots as keep all of them busy for most of the time: the last turn may have few units left."""
+
+    def busy(slots: int) -> float:
+        return units / (-(-units // slots) * slots)
+
+    choices = [most >> i for i in range(most.bit_length()) if most >> i >= _LEAST_SLOTS]
+    return next((slots for slots in choices if busy(slots) >= _BUSY), max(choices, key=busy))
 
 
 def multiply_rows(op: Matmul, a: Arguments, count, rows: int, traits: GpuTraits) -> None:
     """A launch that multiplies all rows, `rows` in each workgroup. `count`: of rows, int32, or 1."""
     plan = plan_rows(op, rows, traits)
     sets = -(-op.result_features // (TILE * (1 if op.swiglu else plan.tiles)))
-    with launch([sets, T.floordiv(count + (rows - 1), rows)], plan.slots * QUADS) as ((tile_set, block), (thread,)):
+    # neighbours read the same weights
+    with launch([T.floordiv(count + (rows - 1), rows), sets], plan.slots * QUADS) as ((block, tile_set), (thread,)):
         tiles = [op.tile(tile_set, j) if op.swiglu else tile_set * plan.tiles + j for j in range(plan.tiles)]
         kernel = _RowsKernel(op, a, plan, tiles, block * rows, count)
         kernel.accumulate(thread)

@@ -34,8 +34,8 @@ def multiply_tiles(op: Matmul, a: Arguments, count, per_thread: int) -> None:
     """A launch for all rows; `count` of them, int32."""
     rows = _SIDE * per_thread
     width = _HALF if op.swiglu else 2 * _HALF
-    grid = [-(-op.result_features // width), T.floordiv(count + (rows - 1), rows)]
-    with launch(grid, _THREADS) as ((column_block, row_block), (thread,)):
+    grid = [T.floordiv(count + (rows - 1), rows), -(-op.result_features // width)]  # neighbours read the same weights
+    with launch(grid, _THREADS) as ((row_block, column_block), (thread,)):
         block = _Block(op, a, per_thread, column_block, row_block * rows, count, thread)
         steps = -(-op.padded_columns // _STEP)
         block.fetch(0)

@@ -73,8 +73,8 @@ class HalfRows:
 def multiply_units(op: Matmul, a: Arguments, x: HalfRows, count, rows: int) -> None:
     """A launch for all rows, `rows` (64 or 128) in each workgroup; `count` of them, int32."""
     width = _HALF if op.swiglu else 2 * _HALF
-    grid = [-(-op.result_features // width), T.floordiv(count + (rows - 1), rows)]
-    with launch(grid, _THREADS) as ((column_block, row_block), (thread,)):
+    grid = [T.floordiv(count + (rows - 1), rows), -(-op.result_features // width)]  # neighbours read the same weights
+    with launch(grid, _THREADS) as ((row_block, column_block), (thread,)):
         block = _Block(op, a, x, rows, column_block, row_block * rows, count, thread)
         steps = x.columns // _STEP
         block.fetch(0)

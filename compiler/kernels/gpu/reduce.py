@@ -17,6 +17,11 @@ from .matmul_weights import QUAD, QUADS, quad
 _AT_ONCE = 4  # vectors of each thread that lie in shared memory at the same time
 
 
+def power_of_two(most: int) -> int:
+    """The largest power of two that is not more."""
+    return 1 << (most.bit_length() - 1)
+
+
 def shuffle(value, lane, subgroup: int):
     """The value of another lane of the subgroup. All lanes must come here."""
     return T.tvm_warp_shuffle(T.uint32(0xFFFFFFFF), value, lane, subgroup, subgroup)
