@@ -35,8 +35,8 @@ struct KernelInfo {
     for (size_t i = 0; i < tags.size(); ++i) {
       int64_t extent = extents[i].v_int64;
       if (extent < 0) Fail("kernel ", name, ": ", tags[i], " is ", extent);
-      bool threads = tags[i][0] == 't';
-      (threads ? launch.threads : launch.groups)[tags[i].back() - 'x'] = static_cast<size_t>(extent);
+      size_t* extents_of_kind = tags[i][0] == 't' ? launch.threads : launch.groups;
+      extents_of_kind[tags[i].back() - 'x'] = static_cast<size_t>(extent);
     }
     return launch;
   }
