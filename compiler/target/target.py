@@ -84,8 +84,15 @@ def resolve_target(device: str = "auto", host: str = "auto") -> CompileTarget:
 
     if is_json(device):
         return resolve_json(device, host, _resolve)
-    kind, _, variant = (resolve_device(device) if device == "auto" else device).partition(":")
+    kind, _, variant = (_best_here() if device == "auto" else device).partition(":")
     return _resolve(kind, variant, host)
+
+
+def _best_here() -> str:
+    """The best device of this machine; where code is for an architecture, for that of its cards alone."""
+    device = resolve_device("auto")
+    kind = device.partition(":")[0]
+    return f"{kind}:native" if kind in ("cuda", "rocm") else device
 
 
 def _resolve(kind: str, variant: str, host: str) -> CompileTarget:

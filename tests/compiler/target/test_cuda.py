@@ -11,6 +11,7 @@ import tvm_ffi
 from small_kernels import small_module
 
 from mlc_llm.compiler.target import code_generation, cuda, cuda_compilers, resolve_target
+from mlc_llm.compiler.target import target as target_module
 from mlc_llm.runtime.devices.cuda_code import FAT_BINARY, MAGIC, CudaCode
 from mlc_llm.runtime.errors import EngineError, UsageError
 
@@ -184,3 +185,10 @@ def test_tensor_cores_and_errors() -> None:
     with pytest.raises(EngineError, match=r"does not compile the kernels: .*kernels\.cu.*error") as raised:
         found.compile(_TENSOR_CORES.replace("left, a, 16", "left, a"), ["sm_80"], "compute_80")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.usefixtures("fake")
+def test_auto_compiles_for_the_cards_of_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target_module, "resolve_device", lambda _: "cuda")
+    monkeypatch.setattr(cuda.cuda, "devices", lambda: [{"architecture": "sm_89"}])
+    assert resolve_target("auto").attributes["mcpu"] == "sm_89"
