@@ -94,8 +94,10 @@ def _live(instructions: Iterable[Instruction], roots: set[int]) -> set[int]:
 
 def _round_stored_halves(module: Module, body: list[Instruction]) -> list[Instruction]:
     """Ask for rounding to nearest where a float32 becomes float16 on its way to memory: elsewhere drivers choose."""
-    used_elsewhere = {i for x in body if x.op != Op.STORE for i in x.operands if not isinstance(i, Literal)}
-    stored = {x.operands[1] for x in body if x.op == Op.STORE} - used_elsewhere
+    stores = {x for x in body if x.op == Op.STORE}
+    stores = {x for x in stores if module.storage_of[module.type_of[x.operands[0]]] == Storage.STORAGE_BUFFER}
+    used_elsewhere = {i for x in body if x not in stores for i in x.operands if not isinstance(i, Literal)}
+    stored = {x.operands[1] for x in stores} - used_elsewhere
     to_nearest = Literal(Decoration.FP_ROUNDING_MODE), Literal(ROUND_TO_NEAREST_EVEN)
     return [
         Instruction(Op.DECORATE, None, None, (x.result, *to_nearest))

@@ -58,6 +58,13 @@ class Expressions:
             raise self.unknown(f"expressions of the kind {type(node).__name__}")
         return rule(node, dtype)
 
+    def before_store(self, node: Any, stored: Dtype) -> Value:
+        """The value of an expression that memory is to hold as `stored`, less a cast to that: stores cast themselves."""
+        dtype = dtype_of(node)
+        if type(node).__name__ == "Cast" and dtype is not None and dtype.of(1) == stored and stored.kind != "bool":
+            return self.evaluate(node.value)
+        return self.evaluate(node)
+
     def unknown(self, what: str) -> EngineError:
         """The error that refuses something."""
         return EngineError(f"the Vulkan code generator does not know {what} in kernel {self.kernel}")

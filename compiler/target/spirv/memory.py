@@ -34,6 +34,7 @@ class Array:
 
     storage: Storage
     dtype: Dtype  # of one number
+    held: Dtype  # the type that it is kept in, which may be wider
     width: int  # numbers of one element: 1, 2 or 4
     variable: int
     widest_access: int = 1  # the widest vector that was read or written
@@ -62,8 +63,11 @@ class Memory:
         return self.bindings[-1]
 
     def add_array(self, storage: Storage, dtype: Dtype, count: int) -> Array:
-        """An array of `count` numbers or vectors."""
+        """An array of `count` numbers or vectors. A thread's own array of small numbers holds them in 32 bits, as its
+        registers are: not every device calculates with less."""
         number = dtype.of(1)
+        if storage == Storage.FUNCTION:
+            number = _calculable(number)
         width = self._widths[len(self.arrays)] if len(self.arrays) < len(self._widths) else 1
         elements = -(-count * dtype.lanes // width)
         element = self._module.type(number.of(width))
@@ -74,7 +78,7 @@ class Memory:
             variable = self._module.declare(Op.VARIABLE, pointer, Literal(storage), key=(len(self.arrays),))
         else:
             variable = self._code.variable(array_type)
-        self.arrays.append(Array(storage, number, width, variable))
+        self.arrays.append(Array(storage, dtype.of(1), number, width, variable))
         return self.arrays[-1]
 
     def load(self, region: Region, stored: Dtype, wanted: Dtype, address: Address) -> Value:
@@ -86,12 +90,14 @@ class Memory:
             pieces: list[Value] = []
             for pointer, _, width in self._pieces(region, number, address, first, lanes):
                 loaded = self._code.value(Op.LOAD, self._module.type(number.of(width)), pointer)
-                piece = self._values.cast(Value(number.of(width), (loaded,)), stored)
-                pieces.append(self._values.cast(piece, wanted))
+                piece = Value(number.of(width), (loaded,))
+                pieces.append(self._values.cast(piece, stored) if stored.kind == "bool" else piece)
             first += lanes
             if len(pieces) > 1:
-                pieces = [self._values.join(wanted, [lane for piece in pieces for lane in self._values.lanes(piece)])]
-            parts += pieces[0].parts
+                wide = [self._values.cast(piece, _calculable(wanted)) for piece in pieces]
+                scalars = [lane for piece in wide for lane in self._values.lanes(piece)]
+                pieces = [self._values.join(_calculable(wanted), scalars)]
+            parts += self._values.cast(pieces[0], wanted).parts
         return Value(wanted, tuple(parts))
 
     def store(self, region: Region, stored: Dtype, value: Value, address: Address) -> None:
@@ -99,12 +105,17 @@ class Memory:
         number = _in_memory(region, stored)
         if isinstance(region, Binding):
             region.written = True
+        if value.dtype.bits < number.bits:
+            value, stored = self._values.cast(self._values.cast(value, stored), number), number
         first = 0
         for part, lanes in zip(value.parts, value.dtype.part_lanes, strict=True):
             whole = Value(value.dtype.of(lanes), (part,))
+            places = list(self._pieces(region, number, address, first, lanes))
+            if len(places) > 1:
+                whole = self._values.cast(whole, _calculable(whole.dtype))
             scalars = self._values.lanes(whole)
-            for pointer, at, width in self._pieces(region, number, address, first, lanes):
-                piece = whole if width == lanes else self._values.join(value.dtype, scalars[at : at + width])
+            for pointer, at, width in places:
+                piece = whole if width == lanes else self._values.join(whole.dtype, scalars[at : at + width])
                 piece = self._values.cast(self._values.cast(piece, stored), number)
                 self._code.do(Op.STORE, pointer, *piece.parts)
             first += lanes
@@ -205,5 +216,11 @@ class Memory:
 def _in_memory(region: Region, dtype: Dtype) -> Dtype:
     """The type of one number as it lies in memory: a bool of a storage buffer is a byte."""
     if isinstance(region, Array):
-        return region.dtype
+        return region.held
     return Dtype("uint", 8) if dtype.kind == "bool" else dtype.of(1)
+
+
+def _calculable(dtype: Dtype) -> Dtype:
+    """The type in which vectors are taken apart and put together: some devices only load, store and cast less than 32
+    bits."""
+    return dtype if dtype.kind == "bool" or dtype.bits >= 32 else Dtype(dtype.kind, 32, dtype.lanes)

@@ -53,9 +53,11 @@ class Module:
         self.declarations: list[Instruction] = []
         self.decorations: list[Instruction] = []
         self.type_of: dict[int, int] = {}  # of every value: the id of its type
+        self.storage_of: dict[int, Storage] = {}  # of every pointer type
         self.small_types: dict[int, str] = {}  # ids of the types with 8 or 16 bits a lane: "float16", "int8", ...
         self._known: dict[tuple[object, ...], int] = {}
         self._types: dict[Dtype, int] = {}
+        self._constants: dict[tuple[Dtype, str], int] = {}
         self._last = 0
         self.glsl = self.new_id()  # the set of extended instructions GLSL.std.450
 
@@ -113,7 +115,9 @@ class Module:
 
     def pointer(self, storage: Storage, pointee: int) -> int:
         """The type of pointers to `pointee`."""
-        return self.declare(Op.TYPE_POINTER, None, Literal(storage), pointee)
+        pointer = self.declare(Op.TYPE_POINTER, None, Literal(storage), pointee)
+        self.storage_of[pointer] = storage
+        return pointer
 
     def array(self, element: int, length: int) -> int:
         """The type of arrays in shared or local memory."""
@@ -121,6 +125,12 @@ class Module:
 
     def constant(self, dtype: Dtype, value: Number) -> int:
         """A number, in every lane of a type of at most four."""
+        key = (dtype, repr(value))  # which tells 0.0 from -0.0
+        if key not in self._constants:
+            self._constants[key] = self._declare_constant(dtype, value)
+        return self._constants[key]
+
+    def _declare_constant(self, dtype: Dtype, value: Number) -> int:
         type_id = self.type(dtype)
         if dtype.lanes > 1:
             return self.declare(Op.CONSTANT_COMPOSITE, type_id, *[self.constant(dtype.of(1), value)] * dtype.lanes)

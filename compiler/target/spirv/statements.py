@@ -103,14 +103,11 @@ class Statements:
         self._expressions.buffers[buffer] = self._expressions.memory.add_array(_ARRAYS[scope], dtype, count)
 
     def _store(self, node: Any) -> None:
-        element, value_type = dtype_of(node.buffer), dtype_of(node.value)
-        if element is None or value_type is None:
+        element = dtype_of(node.buffer)
+        if element is None:
             raise self._expressions.unknown(f"a store of {node.value.ty.dtype}")
         stored = element.of(1)
-        # the store itself casts, lane by lane where lanes are written one by one: so it never takes a vector of small
-        # numbers apart, for which a device would have to calculate with them
-        is_cast = type(node.value).__name__ == "Cast" and value_type.of(1) == stored
-        value = self._expressions.evaluate(node.value.value if is_cast else node.value)
+        value = self._expressions.before_store(node.value, stored)
         region, runs = self._expressions.access(node.buffer, node.indices, value.dtype.lanes)
         if len(runs) == 1:
             self._expressions.memory.store(region, stored, value, runs[0])

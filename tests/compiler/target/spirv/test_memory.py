@@ -13,7 +13,7 @@ from mlc_llm.compiler.kernels.gpu.launch import barrier, launch, private, shared
 
 pytestmark = pytest.mark.usefixtures("vulkan_device")
 
-INT64, INT8, FLOAT16, STORAGE16 = 1 << 2, 1 << 4, 1 << 0, 1 << 1
+INT64, STORAGE16, STORAGE8 = 1 << 2, 1 << 1, 1 << 3
 
 
 def ramp(first, lanes: int = 4):
@@ -103,6 +103,29 @@ def test_float16_in_memory_needs_no_float16_arithmetic_and_dynamic_shapes_no_int
     a, b = np.random.default_rng(0).standard_normal((7, 8)).astype("float16"), np.zeros((7, 8), "float16")
     run(k.function, 7, a, b)
     np.testing.assert_array_equal(b, (a.astype("float32") * 3).astype("float16"))
+
+
+@pytest.mark.parametrize(("dtype", "features"), [("float16", STORAGE16), ("int8", STORAGE8), ("uint8", STORAGE8)])
+def test_small_numbers_pass_through_a_threads_own_arrays_without_arithmetic_on_them(dtype: str, features: int) -> None:
+    with kernel("registers") as k:
+        a, b = k.input("a", (32, 8), dtype), k.input("b", (32, 8), "float32")
+        c = k.input("c", (32, 8), dtype)
+        with k.body(), launch([1], 32) as (_, (thread,)):
+            held = private(8, dtype)
+            T.buffer_store(held, a[thread, ramp(0, 8)], [ramp(0, 8)])
+            with T.serial(0, 8) as i:
+                T.buffer_store(b, T.cast(held[7 - i], "float32"), [thread, i])
+            shifted = T.cast(a[thread, ramp(1)], "float32x4") + T.broadcast(T.float32(0.0625), 4)
+            T.buffer_store(held, T.cast(shifted, f"{dtype}x4"), [ramp(0)])
+            T.buffer_store(c, held[ramp(0, 8)], [thread, ramp(0, 8)])
+    assert disassembled(k.function)[1].features == features
+    a = np.random.default_rng(0).integers(0, 120, (32, 8)).astype(dtype)
+    b, c = np.zeros((32, 8), "float32"), np.zeros((32, 8), dtype)
+    run(k.function, a, b, c)
+    np.testing.assert_array_equal(b, a[:, ::-1].astype("float32"))
+    expected = a.copy()
+    expected[:, :4] = (a[:, 1:5].astype("float32") + 0.0625).astype(dtype)
+    np.testing.assert_array_equal(c, expected)
 
 
 def test_64_bit_conditions_are_calculated_in_64_bits() -> None:
