@@ -59,7 +59,7 @@ class Expressions:
         return rule(node, dtype)
 
     def before_store(self, node: Any, stored: Dtype) -> Value:
-        """The value of an expression that memory is to hold as `stored`, less a cast to that: stores cast themselves."""
+        """The value of an expression that memory is to hold as `stored`, less a cast to that: stores do it."""
         dtype = dtype_of(node)
         if type(node).__name__ == "Cast" and dtype is not None and dtype.of(1) == stored and stored.kind != "bool":
             return self.evaluate(node.value)
