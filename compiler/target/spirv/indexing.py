@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .dtype import INT32, UINT32, dtype_of
+from .dtype import INT32, INT64, UINT32, dtype_of
 from .module import Number
 from .spec import Op
 from .values import Value, Values
@@ -103,7 +103,10 @@ class Indexing:
                 type(x).__name__ == "IntImm" and 0 <= int(x.value) < 1 << 31 for x in (expression.a, expression.b)
             )
         if kind in _DIVISIONS:
-            return self._fits(expression.a) and self._fits(expression.b)
+            places = expression.b
+            shift_is_small = kind == "Div" or (type(places).__name__ == "IntImm" and int(places.value) < 32)
+            signed = dtype_of(expression) == INT64
+            return signed and shift_is_small and self._fits(expression.a) and self._fits(expression.b)
         source = dtype_of(expression.value) if kind == "Cast" else None
         return source is not None and (source.bits < 32 or source == INT32) and not source.is_float
 

@@ -128,6 +128,28 @@ def test_small_numbers_pass_through_a_threads_own_arrays_without_arithmetic_on_t
     np.testing.assert_array_equal(c, expected)
 
 
+def test_indices_of_64_bits_are_shifted_and_divided_as_they_should() -> None:
+    rows = {
+        "in 32 bits": lambda n, x: (
+            (T.cast(x, "int64") >> T.int64(2)) + T.truncdiv(T.cast(x - 8, "int64"), T.int64(-3)) + 9
+        ),
+        "in 64 bits": lambda n, x: (n * T.cast(x, "int64")) >> T.int64(35),
+    }
+    with kernel("places") as k:
+        n, b = k.scalar("n", "int64"), k.input("b", (2, 32), "int32")
+        with k.body(), launch([1], 16) as (_, (thread,)):
+            for row, place in enumerate(rows.values()):
+                T.buffer_store(b, thread + 1, [row, place(n, thread)])
+    b, expected = np.zeros((2, 32), "int32"), np.zeros((2, 32), "int32")
+    run(k.function, 1 << 36, b)
+    for x in range(16):
+        expected[0, (x >> 2) + int((x - 8) / -3) + 9] = x + 1
+        expected[1, 2 * x] = x + 1
+    # where several wrote to one place, any of them may have come last
+    np.testing.assert_array_equal(b > 0, expected > 0)
+    np.testing.assert_array_equal(b[1], expected[1])
+
+
 def test_64_bit_conditions_are_calculated_in_64_bits() -> None:
     with kernel("long") as k:
         n, limit = k.scalar("n", "int64"), k.scalar("limit", "int64")
