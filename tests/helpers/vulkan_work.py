@@ -4,6 +4,7 @@ A program of its own is for what a process decides once: how memory is reached, 
 """
 
 import ctypes
+import gc
 import json
 import threading
 from collections.abc import Callable
@@ -186,6 +187,7 @@ def memory_is_not_given_away_while_kernels_use_it() -> None:
 
 
 def freed_memory_is_used_again() -> None:
+    gc.collect()  # what tests before this one have left must not be freed meanwhile
     synchronize()
     before = counters()
     for size in (100, 5000, 1 << 20, 40 << 20):

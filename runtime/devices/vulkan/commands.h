@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "driver.h"
+#include "device_info.h"
 
 namespace mlc {
 namespace vulkan {

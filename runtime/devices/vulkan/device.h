@@ -50,7 +50,7 @@ class Device {
     Parts(const DeviceInfo& info, VkDevice device, const DeviceFunctions& functions)
         : commands(info, device, functions),
           memory(info, device, functions, &commands),
-          transfers(info, functions, &commands, &memory),
+          transfers(functions, &commands, &memory),
           pipelines(info, device, functions) {}
     Commands commands;
     Memory memory;

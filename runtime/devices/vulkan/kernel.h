@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "../shared/kernel.h"
-#include "driver.h"
+#include "device_info.h"
 #include "shader.h"
 
 namespace mlc {

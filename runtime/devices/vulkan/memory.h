@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "commands.h"
-#include "driver.h"
+#include "device_info.h"
 
 namespace mlc {
 namespace vulkan {

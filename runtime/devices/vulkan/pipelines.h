@@ -5,7 +5,7 @@
 #include <unordered_map>
 
 #include "../shared/disk_cache.h"
-#include "driver.h"
+#include "device_info.h"
 #include "kernel.h"
 
 namespace mlc {

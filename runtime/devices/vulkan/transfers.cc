@@ -17,8 +17,8 @@ constexpr uint64_t kRingAlignment = 256;
 
 }  // namespace
 
-Transfers::Transfers(const DeviceInfo& info, const DeviceFunctions& functions, Commands* commands, Memory* memory)
-    : info_(info), functions_(functions), commands_(commands), memory_(memory) {}
+Transfers::Transfers(const DeviceFunctions& functions, Commands* commands, Memory* memory)
+    : functions_(functions), commands_(commands), memory_(memory) {}
 
 void Transfers::Write(const void* from, const Place& to, uint64_t address, uint64_t bytes) {
   const char* source = static_cast<const char*>(from);

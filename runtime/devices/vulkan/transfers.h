@@ -16,7 +16,7 @@ namespace vulkan {
 // that both see. Reads wait for the commands that use what is read. Not locked.
 class Transfers {
  public:
-  Transfers(const DeviceInfo& info, const DeviceFunctions& functions, Commands* commands, Memory* memory);
+  Transfers(const DeviceFunctions& functions, Commands* commands, Memory* memory);
 
   // `from` may be changed as soon as this returns.
   void Write(const void* from, const Place& to, uint64_t address, uint64_t bytes);
@@ -35,7 +35,6 @@ class Transfers {
   uint64_t ReserveInRing(uint64_t bytes);
   void RecordCopy(VkBuffer from, uint64_t from_offset, const Place& to, uint64_t address, uint64_t bytes);
 
-  const DeviceInfo& info_;
   const DeviceFunctions& functions_;
   Commands* const commands_;
   Memory* const memory_;
