@@ -1,12 +1,13 @@
-"""Seconds and peak memory of compiling model libraries, by the shape of the model.
+"""Seconds and peak memory of compiling model libraries, by the shape of the model and by the device.
 
-    python benchmarks/compile.py [--shape demo llama-3-8b] [--quantization q4f16_1] [--device cpu]
+    python benchmarks/compile.py [--shape demo llama-3-8b] [--quantization q4f16_1] [--device cpu ...]
 
 A library holds code only, so no weights are needed. Every compilation is measured in a process of its own; the peak is
 that process's largest resident set.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -66,23 +67,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", default=["demo", "llama-3-8b"], choices=SHAPES)
     parser.add_argument("--quantization", default="q4f16_1")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", nargs="+", default=["cpu"])
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(
-            json.dumps(compile_shape(arguments.shape[0], arguments.quantization, arguments.device, arguments.measure))
+            json.dumps(
+                compile_shape(arguments.shape[0], arguments.quantization, arguments.device[0], arguments.measure)
+            )
         )
         return
     print(f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}\n")
-    print("| shape | quantization | seconds | peak MiB | library KiB |\n|---|---|---|---|---|")
+    print("| device | shape | quantization | seconds | peak MiB | library KiB |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for shape in arguments.shape:
+        for device, shape in itertools.product(arguments.device, arguments.shape):
             command = [sys.executable, __file__, "--shape", shape, "--quantization", arguments.quantization]
-            command += ["--device", arguments.device, "--measure", f"{folder}/library.so"]
+            command += ["--device", device, "--measure", f"{folder}/library.so"]
             result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            print(f"| {shape} | {arguments.quantization} | {result['seconds']:.1f} | {result['peak'] / 2**20:.0f} "
-                  f"| {result['size'] / 2**10:.0f} |", flush=True)  # fmt: skip
+            print(f"| {device} | {shape} | {arguments.quantization} | {result['seconds']:.1f} "
+                  f"| {result['peak'] / 2**20:.0f} | {result['size'] / 2**10:.0f} |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
