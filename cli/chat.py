@@ -106,7 +106,6 @@ def open_session(
     from .session import ChatSession
 
     compiled = find_or_compile(model or DEMO_MODEL, quantization, device, overrides)
-    from ..runtime.devices.device import resolve_device
     from ..serve.config import EngineConfig
     from ..serve.engine import MLCEngine
 
@@ -117,9 +116,7 @@ def open_session(
         mode="interactive",
         engine_config=EngineConfig(max_total_sequence_length=compiled.context_limit, num_threads=threads),
     )
-    return ChatSession(
-        engine, model=compiled.name, device=resolve_device(device), context_size=engine.context_window_size
-    )
+    return ChatSession(engine, model=compiled.name, device=engine.device, context_size=engine.context_window_size)
 
 
 def print_answer(session: "ChatSession", text: str) -> None:

@@ -17,7 +17,7 @@ from ..runtime.artifact import (
     is_address,
     load_chat_config,
 )
-from ..runtime.devices.device import parse_device, resolve_device
+from ..runtime.devices.device import resolve_device
 from ..runtime.errors import UsageError
 from ..runtime.policy import download_policy, jit_policy
 
@@ -54,11 +54,12 @@ def find_or_compile(model: str, quantization: str | None, device: str, overrides
     if policy in ("OFF", "READONLY"):
         raise UsageError(f"{model} has to be compiled first, and MLC_JIT_POLICY is {policy}: run `mlc compile {model}`")
     from ..compiler.compile import CompileOptions, compile_model
+    from ..compiler.target import target_here
     from .progress import show_progress
 
-    kind = parse_device(resolve_device(device)).kind
+    target = target_here(resolve_device(device), auto=device == "auto")
     output = None if Path(model).expanduser().exists() else cache_folder(model, quantization)
-    options = CompileOptions(model, quantization=quantization, device=kind, overrides=overrides, output=output)
+    options = CompileOptions(model, quantization=quantization, device=target, overrides=overrides, output=output)
     with show_progress(f"{model} is compiled first, into {output or 'dist'}") as progress:
         return CompiledModel(compile_model(options, progress).folder)
 

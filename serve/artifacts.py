@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtime.artifact import CHAT_CONFIG_NAME, FOLDER_SUFFIX, ChatConfig, is_address, library_places
-from ..runtime.devices.device import parse_device
+from ..runtime.devices.device import parse_device, resolve_device
 from ..runtime.errors import ModelFileError
 from ..runtime.ffi import Device
-from ..runtime.library import MODEL_FOLDER, Library
+from ..runtime.library import MODEL_FOLDER, Library, read_device
 from ..runtime.policy import jit_policy
 
 if TYPE_CHECKING:
@@ -57,6 +57,19 @@ def find_library(folder: Path, config: ChatConfig, device: str, model_lib: str |
     return next((place for place in library_places(folder, config, parse_device(device).kind) if place.is_file()), None)
 
 
+def choose_device(name: str, folder: Path, config: ChatConfig, model_lib: str | None = None) -> str:
+    """The device that a model runs on: the one that is named; for "auto" that of the library that is named, else the
+    best one of this machine, if there is a library for it or one can be compiled. Raises UsageError, ModelFileError."""
+    if name == "auto" and model_lib is not None:
+        return read_device(Path(model_lib).expanduser())
+    device = resolve_device(name)
+    if name != "auto" or device == "cpu" or find_library(folder, config, device) is not None:
+        return device
+    from ..compiler.target import target_here
+
+    return "cpu" if target_here(device, auto=True) == "cpu" else device
+
+
 def open_library(folder: Path, config: ChatConfig, device: str, model_lib: str | None = None) -> Library:
     """The library of a model folder: `model_lib` where it is named, else the one that lies beside it or in the cache.
 
@@ -101,8 +114,9 @@ def _compile(
     WeightStore(folder).close()  # what is wrong with the weights shows now, and not after the compilation
     print(f"{reason}: compiling {output}", file=sys.stderr, flush=True)
     from ..compiler.compile import compile_library
+    from ..compiler.target import target_here
 
-    library = compile_library(folder, output, device=device.kind, force=force)
+    library = compile_library(folder, output, device=target_here(str(device), auto=False), force=force)
     return Library.load(library, config=config, device=device)
 
 

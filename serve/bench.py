@@ -16,14 +16,13 @@ from typing import Any
 from .. import __version__
 from ..runtime.artifact import LibraryMetadata, ParamMetadata, load_chat_config
 from ..runtime.bandwidth import ReadProbe
-from ..runtime.devices.device import resolve_device
 from ..runtime.devices.drivers import available_memory
 from ..runtime.errors import EngineError, UsageError
 from ..runtime.library import Library
 from ..runtime.model import Model
 from ..runtime.processor import num_threads, processor_name
 from ..runtime.tvm_runtime import numpy_dtype, tvm_version
-from .artifacts import open_library
+from .artifacts import choose_device, open_library
 from .config import EngineConfig, choose_limits
 from .measure import DecodeResult, Measured, PrefillResult, measure_decode, measure_prefill
 
@@ -105,8 +104,8 @@ def bench(
 
     Raises UsageError, ModelFileError, EngineError.
     """
-    device = resolve_device(device)
     config = load_chat_config(folder)
+    device = choose_device(device, folder, config, model_lib)
     threads = num_threads(threads)
     probe = ReadProbe(threads)  # before all else, so that it is a part of every later peak
     stage("load")

@@ -33,8 +33,8 @@ class EmbeddingTask:
         if not model.generator.model.embedded_at_once:
             folder = shlex.quote(os.fspath(model.folder))
             raise RequestError(
-                f"the library of {model.name} was compiled without embeddings: run `mlc compile {folder} --device cpu` "
-                "and load it again",
+                f"the library of {model.name} was compiled without embeddings: run `mlc compile {folder} --device "
+                f"{model.device.partition(':')[0]}` and load it again",
                 param="model",
                 code="unsupported_value",
             )

@@ -97,6 +97,11 @@ class MLCEngine:
         """Tokens that a conversation and its answer may have together. Raises EngineError after `terminate`."""
         return self._loaded().generator.context_window
 
+    @property
+    def device(self) -> str:
+        """What the model runs on, as "cpu" or "vulkan:1". Raises EngineError after `terminate`."""
+        return self._loaded().device
+
     def terminate(self) -> None:
         """Free the model. Whatever uses the engine afterwards raises EngineError; a second call does nothing."""
         self._model = None

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from ..runtime.artifact import ChatConfig, load_chat_config
 from ..runtime.derived import start_reading
-from ..runtime.devices.device import resolve_device
 from ..runtime.devices.drivers import available_memory, largest_buffer
 from ..runtime.errors import ModelFileError
 from ..runtime.generation import Generator
@@ -18,7 +17,7 @@ from ..runtime.model import LanguageModel, Model
 from ..runtime.processor import num_threads, return_free_memory
 from ..runtime.tokenizer import Tokenizer
 from ..templates import ConversationError, Template, load_template
-from .artifacts import find_folder, find_library, open_library
+from .artifacts import choose_device, find_folder, find_library, open_library
 from .config import EngineConfig, Mode, check_modes, choose_limits
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ class LoadedModel:
     generator: Generator
     stop_strings: tuple[str, ...]
     end_ids: frozenset[int]
+    device: str = "cpu"
 
     @cached_property
     def forms(self) -> "AnswerForms":
@@ -51,9 +51,10 @@ class LoadedModel:
 def load_model(model: str, device: str, model_lib: str | None, mode: Mode, config: EngineConfig) -> LoadedModel:
     """Find, check and load a model. Raises UsageError, ModelFileError, EngineError."""
     check_modes(config)
-    device, threads = resolve_device(device), num_threads(config.num_threads)
+    threads = num_threads(config.num_threads)
     folder = find_folder(model)
     chat_config = load_chat_config(folder)
+    device = choose_device(device, folder, chat_config, model_lib)
     # Packed weights are read while the tokenizer is parsed.
     found = find_library(folder, chat_config, device, model_lib)
     reading = None if found is None else start_reading(folder, found)
@@ -79,7 +80,7 @@ def load_model(model: str, device: str, model_lib: str | None, mode: Mode, confi
         prefill_chunk_size=limits.prefill_chunk_size,
         reading=reading,
     )
-    assembled = assemble(model, folder, chat_config, tokenizer, template, loaded)
+    assembled = assemble(model, folder, chat_config, tokenizer, template, loaded, str(library.device))
     scheduler = assembled.generator.scheduler
     keeps = scheduler.kv_cache.keeps = config.prefix_cache_mode == "radix"
     speculation = scheduler.speculation
@@ -104,8 +105,9 @@ def load_text(folder: Path, config: ChatConfig) -> tuple[Tokenizer, Template]:
 
 
 def assemble(
-    name: str, folder: Path, config: ChatConfig, tokenizer: Tokenizer, template: Template, model: LanguageModel
-) -> LoadedModel:
+    name: str, folder: Path, config: ChatConfig, tokenizer: Tokenizer, template: Template, model: LanguageModel,
+    device: str = "cpu",
+) -> LoadedModel:  # fmt: skip
     """Join the parts: an answer ends at the end-of-sequence tokens of the config and where the template says."""
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     # The text of a special token is never part of an answer, so such a stop string has to be met as the token.
@@ -122,4 +124,5 @@ def assemble(
         generator=Generator(model, tokenizer, stops),
         end_ids=frozenset(stops),
         stop_strings=tuple(text for text in template.stop_strings if text not in special),
+        device=device,
     )

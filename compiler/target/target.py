@@ -1,5 +1,6 @@
 """A compile target: the device's name, TVM's description of it and what the kernels ask of it."""
 
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...runtime.artifact import KVDtype
 from ...runtime.devices.device import resolve_device
-from ...runtime.errors import UsageError
+from ...runtime.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     import tvm
@@ -113,3 +114,21 @@ def code_generation(target: CompileTarget) -> AbstractContextManager[None]:
 
 def _module(kind: str) -> Any:
     return import_module(f".{_MODULES[kind]}", __package__)
+
+
+def target_here(device: str, auto: bool) -> str:
+    """What to compile for so that it runs on a device of this machine, as "cuda:0": its own architecture and no other.
+
+    `auto`: nobody has asked for this device, so that the processor stands in, with a line on stderr, where nothing here
+    compiles for it. Raises UsageError and EngineError where nothing does.
+    """
+    kind = device.partition(":")[0]
+    name = f"{kind}:native" if kind in ("cuda", "rocm") else kind
+    try:
+        resolve_target(name)
+    except (UsageError, EngineError) as error:
+        if not auto:
+            raise
+        print(f"{device} is here, but is not used: {error}", file=sys.stderr, flush=True)
+        return "cpu"
+    return name

@@ -8,9 +8,11 @@ from types import ModuleType
 import pytest
 import tiny_model
 
+from mlc_llm.compiler.target import target
 from mlc_llm.runtime.artifact import cache_home, load_chat_config, model_hash
 from mlc_llm.runtime.errors import EngineError, ModelFileError, UsageError
 from mlc_llm.runtime.library import Library
+from mlc_llm.serve import artifacts
 from mlc_llm.serve.artifacts import find_folder, open_library
 
 
@@ -166,3 +168,28 @@ def test_an_unknown_policy_is_refused(dist: Path, compiled: list[Path], monkeypa
     monkeypatch.setenv("MLC_JIT_POLICY", "maybe")
     with pytest.raises(UsageError, match=r"^MLC_JIT_POLICY is 'maybe': expected ON, OFF, REDO or READONLY$"):
         opened(dist / "tiny-q0f32-MLC")
+
+
+def test_auto_is_a_device_that_can_be_compiled_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_model.write_folder(tmp_path / "model")
+    monkeypatch.setattr(artifacts, "resolve_device", lambda name: "vulkan:1" if name == "auto" else name)
+    assert artifacts.choose_device("auto", tmp_path / "model", config) == "vulkan:1"
+    assert artifacts.choose_device("cpu", tmp_path / "model", config) == "cpu"
+
+    def without_compiler(name: str) -> None:
+        raise EngineError(f"no compiler for {name}")
+
+    monkeypatch.setattr(target, "resolve_target", without_compiler)
+    assert artifacts.choose_device("auto", tmp_path / "model", config) == "cpu"
+    assert capsys.readouterr().err == "vulkan:1 is here, but is not used: no compiler for vulkan\n"
+    # what is compiled already needs no compiler
+    (tmp_path / "model" / "model-vulkan.so").touch()
+    assert artifacts.choose_device("auto", tmp_path / "model", config) == "vulkan:1"
+
+
+def test_auto_is_what_a_named_library_was_compiled_for(tmp_path: Path) -> None:
+    config = tiny_model.write_folder(tmp_path / "model")
+    library = tiny_model.library_path(tiny_model.built())
+    assert artifacts.choose_device("auto", tmp_path / "model", config, str(library)) == "cpu"
