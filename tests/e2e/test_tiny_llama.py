@@ -17,7 +17,9 @@ from mlc_llm.compiler.compile import CompileOptions, compile_model
 from mlc_llm.compiler.model.registry import get_architecture
 from mlc_llm.compiler.quantization.group import dequantize
 from mlc_llm.compiler.quantization.scheme import SCHEMES
+from mlc_llm.runtime.lazy_array import LazyArray
 from mlc_llm.runtime.model import Model
+from mlc_llm.runtime.sampling_kernels import Cuts
 from mlc_llm.runtime.weights import WeightStore
 from mlc_llm.serve import MLCEngine
 
@@ -114,6 +116,14 @@ def test_logits_equal_transformers(variant: str, device: str, tmp_path: Path) ->
     np.testing.assert_allclose(both, expected[[108, 50]], atol=2e-4)
     compiled.pop(steps, 9)
     np.testing.assert_allclose(compiled.decode([steps], [tokens[100]])[0], expected[100], atol=2e-4)
+    # a pass that chooses tokens itself chooses as the processor does from its logits
+    for cuts in ([Cuts(), Cuts(temperature=1.0)], [Cuts(temperature=0.8, top_k=40, top_p=0.9)]):
+        draws, sequences = compiled.sampling.draws(cuts, compiled.vocab_size), [steps, fork][: len(cuts)]
+        given, uniforms = tokens[: len(cuts)], [0.3, 0.7][: len(cuts)]
+        chosen = draws.choose(LazyArray.over(compiled.decode(sequences, given)), uniforms)
+        for sequence in sequences:
+            compiled.pop(sequence, 1)
+        assert compiled.decode_and_sample(sequences, given, draws, uniforms) == chosen
 
 
 def test_embeddings_equal_transformers(tmp_path: Path) -> None:
