@@ -128,7 +128,9 @@ class Intrinsics:
         return self._values.cast(self._values.map(Op.I_SUB, words, self._values.constant(words, 31), place), dtype)
 
     def _fmod(self, node: Any, dtype: Dtype) -> Value:
-        return self._values.map(Op.F_REM, dtype, *(self._evaluate(arg) for arg in node.args))
+        wide = dtype if dtype.bits > 32 else FLOAT32.of(dtype.lanes)
+        operands = [self._values.cast(self._evaluate(arg), wide) for arg in node.args]
+        return self._values.cast(self._values.map(Op.F_REM, wide, *operands), dtype)
 
     def _atomic_add(self, node: Any, dtype: Dtype) -> Value:
         """Add to a number in memory that other threads add to; returns what was there before."""

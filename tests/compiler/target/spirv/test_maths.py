@@ -41,10 +41,11 @@ FUNCTIONS = {
     "isinf": (T.isinf, np.isinf, 0, 0),
     "isfinite": (T.isfinite, np.isfinite, 0, 0),
     "fma": (lambda x: T.fma(x, x, x), lambda x: x * x + x, 1e-6, 1e-6),
+    "fmod": (lambda x: T.fmod(x, x * 0 + 1.5), lambda x: np.fmod(x, 1.5), 0, 1e-6),
     "power": (lambda x: T.pow(T.fabs(x), x * 0 + 1.5), lambda x: np.abs(x) ** 1.5, 1e-5, 0),
 }
 SCALAR = {"isnan", "isinf", "isfinite"}  # TVM has these of scalars only
-FINITE = {"sin", "cos", "erf", "power", "fma", "exp10"}  # asked of finite numbers only
+FINITE = {"sin", "cos", "erf", "power", "fma", "fmod", "exp10"}  # asked of finite numbers only
 
 
 def numbers(dtype: str) -> np.ndarray:
@@ -108,3 +109,22 @@ def test_sin_and_cos_are_precise_for_the_angles_of_long_contexts() -> None:
     compiled({"kernel": k.function}).calls["kernel"](angles, result)
     wide = angles.astype("float64")
     np.testing.assert_allclose(result, [np.sin(wide), np.cos(wide)], rtol=0, atol=2e-7)
+
+
+def test_bits_are_counted() -> None:
+    with kernel("bits") as k:
+        a, b = k.input("a", (COUNT,), "int32"), k.input("b", (3, COUNT), "int32")
+        c = k.input("c", (COUNT,), "int16")
+        with k.body(), launch([1], COUNT) as (_, (thread,)):
+            T.buffer_store(b, T.popcount(a[thread]), [0, thread])
+            T.buffer_store(b, T.clz(a[thread]), [1, thread])
+            T.buffer_store(b, T.cast(T.popcount(c[thread]), "int32"), [2, thread])
+    rng = np.random.default_rng(7)
+    a = np.append(rng.integers(-(1 << 31), 1 << 31, COUNT - 4), [0, 1, -1, -(1 << 31)]).astype("int32")
+    a >>= rng.integers(0, 31, COUNT).astype("int32")
+    c, b = a.astype("int16"), np.zeros((3, COUNT), "int32")
+    compiled({"kernel": k.function}).calls["kernel"](a, b, c)
+    words = [int(x) & 0xFFFFFFFF for x in a]
+    np.testing.assert_array_equal(b[0], [bin(word).count("1") for word in words])
+    np.testing.assert_array_equal(b[1], [32 - word.bit_length() for word in words])
+    np.testing.assert_array_equal(b[2], [bin(int(x) & 0xFFFF).count("1") for x in c])
