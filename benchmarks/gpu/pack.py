@@ -57,10 +57,19 @@ def copy_runtime(folder: Path) -> None:
         for library in libraries:
             shutil.copy(Path(spec.origin).parent / f"lib/libtvm_{library}.so", folder / name / "lib")
     (folder / f"apache_tvm-{tvm_version()}.dist-info").mkdir()
-    cudart = cuda._cuda_runtime()
-    if cudart is not None and "/" in cudart:
+    cudart = _cuda_runtime()
+    if cudart is not None:
         (folder / "nvidia/cu13/lib").mkdir(parents=True)
         shutil.copy(cudart, folder / "nvidia/cu13/lib/libcudart.so.13")
+
+
+def _cuda_runtime() -> Path | None:
+    """The file of the CUDA runtime that is installed here."""
+    name = cuda._cuda_runtime()
+    if name is None or "/" in name:
+        return Path(name) if name else None
+    loaded = [line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()]
+    return next((Path(path) for path in loaded if "libcudart.so" in path), None)
 
 
 def main() -> None:
