@@ -157,17 +157,17 @@ def _declare_stored(k: Kernel, cache: CacheShape) -> tuple:
 
 
 def copy_page(cache: CacheShape, target: CompileTarget) -> tirx.PrimFunc:
-    """PrimFunc: kv[, kv_scales], old int64, new int64: copies page `old` of all layers and heads to page `new`."""
+    """PrimFunc: kv[, kv_scales], old int32, new int32: copies page `old` of all layers and heads to page `new`."""
     with kernel("copy_page") as k:
         kv, scales = _declare_stored(k, cache)
-        old, new = k.scalar("old_page", "int64"), k.scalar("new_page", "int64")  # `new` is a word of C++
+        old, new = k.scalar("old_page", "int32"), k.scalar("new_page", "int32")  # `new` is a word of C++
         with k.body():
             pieces = (cache.num_hidden_layers, 2, cache.num_key_value_heads)
             with launch((pieces[0] * 2 * pieces[2],), _COPY_THREADS) as ((piece,), (thread,)):
                 place = [_long(piece // (2 * pieces[2])), _long(piece // pieces[2] % 2), _long(piece % pieces[2])]
 
                 def index(page, row):
-                    return [page // SHEET_PAGES, *place, page % SHEET_PAGES * PAGE_SIZE + _long(row)]
+                    return [_long(page // SHEET_PAGES), *place, _long(page % SHEET_PAGES * PAGE_SIZE + row)]
 
                 words = cache.head_dim // 4
                 with strided(thread, _COPY_THREADS, PAGE_SIZE * words) as i:
