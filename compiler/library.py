@@ -20,6 +20,7 @@ from .optimization import Optimization
 from .passes.pipeline import pipeline
 from .preflight import explained, reserve, workspace
 from .quantization.choice import folder_scheme
+from .self_test import self_test_kernels
 from .target import CompileTarget, code_generation
 
 _ROOM = 16 << 20  # bytes: object files and library of the largest models take a part of it
@@ -73,10 +74,11 @@ def _trace(
     assign_weights(model)
     module, named_parameters = model.export_tvm(spec=model.specification())
     # what the processor runs, also where a device runs the model: loading, and sampling from logits that it has seen
-    on_host = {**layers.preprocs, **sampling_kernels()}
-    for name, function in {**on_host, **layers.family.others(model.cache.shape, target)}.items():
-        if target.gpu is not None and name in on_host:
-            function = function.with_attr("tirx.is_host_func", True)
+    on_host, on_device = {**layers.preprocs, **sampling_kernels()}, {}
+    if target.gpu is not None:
+        on_host = {name: function.with_attr("tirx.is_host_func", True) for name, function in on_host.items()}
+        on_device = {**layers.family.others(model.cache.shape, target), **self_test_kernels(target)}
+    for name, function in {**on_host, **on_device}.items():
         module[name] = function.with_attr("global_symbol", name)
     metadata = _metadata(config, model_config, model.cache.shape, target, named_parameters)
     bounds = {"seq_len": model_config.prefill_chunk_size, "batch_size": model_config.max_batch_size}

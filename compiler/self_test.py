@@ -1,15 +1,18 @@
-"""A small library of kernels with known answers, which runtime/devices/self_test.py runs on a device."""
+"""Kernels with known answers, which runtime/devices/self_test.py runs on a device: every library for a device has them,
+and there is a small one of their own."""
 
 from pathlib import Path
 
 import tvm
+from tvm import tirx
 
-from ..runtime.devices.known_answers import FEATURES, VOCAB
+from ..runtime.devices.known_answers import FEATURES, GROUP, INPUTS, OUTPUTS, VOCAB, ZERO_POINT
 from .kernels.families import family
-from .kernels.operations import RMSNorm, SwiGLU
+from .kernels.operations import Matmul, RMSNorm, SwiGLU
+from .kernels.storage import GroupStorage
 from .link import find_linker, link
 from .preflight import workspace
-from .target import code_generation, resolve_target
+from .target import CompileTarget, code_generation, resolve_target
 
 
 def build_self_test(device: str, output: Path) -> None:
@@ -19,16 +22,23 @@ def build_self_test(device: str, output: Path) -> None:
     """
     target = resolve_target(device)
     linker = find_linker(target.host_triple)
-    table = family(target).table(target, 16)
-    functions = {
-        "rms_norm": table.function(RMSNorm(FEATURES, 1e-5), single=True),
-        "silu_mul": table.function(SwiGLU(FEATURES), single=True),
-    }
+    functions = self_test_kernels(target)
     if target.gpu is not None:
         from .kernels.gpu.sample_token import sample_token
 
-        functions["sample_token"] = sample_token(VOCAB)
+        functions["self_test_sample_token"] = sample_token(VOCAB)
     module = tvm.IRModule({name: one.with_attr("global_symbol", name) for name, one in functions.items()})
     with workspace(output) as folder, code_generation(target):
         executable = tvm.compile(module, target=target.tvm_target())
         link(executable, linker, folder, output, target.runtime_device)
+
+
+def self_test_kernels(target: CompileTarget) -> dict[str, tirx.PrimFunc]:
+    """Those that every library for a device has too: they run when it is loaded."""
+    table = family(target).table(target, 32)
+    matmul = Matmul(OUTPUTS, INPUTS, GroupStorage(4, GROUP, "float32", ZERO_POINT))
+    return {
+        "self_test_rms_norm": table.function(RMSNorm(FEATURES, 1e-5), single=True),
+        "self_test_silu_mul": table.function(SwiGLU(FEATURES), single=True),
+        "self_test_matmul": table.function(matmul, single=True),
+    }

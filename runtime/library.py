@@ -11,7 +11,7 @@ from .. import __version__
 from . import elf, ffi, macho
 from .artifact import ChatConfig, LibraryMetadata, model_hash
 from .devices.drivers import load_driver, open_device
-from .errors import ModelFileError
+from .errors import EngineError, ModelFileError
 from .ffi import DEVICE_TYPES, HOST, Device
 from .processor import cpu_features, host_architecture, num_threads
 from .record import RecordError
@@ -58,7 +58,7 @@ class Library:
         """Load a library and check that it fits this machine, this runtime and, where given, a folder's `config`.
 
         `device`: what it has to run on; None: the first of the kind that it was compiled for. Raises ModelFileError, in
-        one line that says what to run, EngineError where the device is not there.
+        one line that says what to run, EngineError where the device is not there or computes wrongly.
         """
         device = _device(path, device)
         executable, machine = _load(path, device)
@@ -70,6 +70,8 @@ class Library:
         library = cls(path, executable, machine, description, metadata, device)
         library._check_functions()
         library.set_threads(num_threads())
+        if not device.is_host:
+            library._check_device()
         return library
 
     def set_threads(self, count: int) -> None:
@@ -90,6 +92,15 @@ class Library:
         if function is None:
             raise ModelFileError(f"{self.path} has no function {name!r}: {_recompile(self.path)}")
         return function
+
+    def _check_device(self) -> None:
+        """Raise EngineError where the device computes something else than it should."""
+        from .devices.self_test import check_kernels
+
+        try:
+            check_kernels(self.__getitem__, self.device)
+        except (EngineError, ffi.FFIError) as error:
+            raise EngineError(f"device {self.device} fails the self-test of {self.path}: {one_line(error)}") from None
 
     def _check_functions(self) -> None:
         functions = FUNCTIONS if self.device.is_host else (*FUNCTIONS, "copy_page")

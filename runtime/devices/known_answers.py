@@ -4,6 +4,8 @@ import math
 
 FEATURES = 640  # more than a workgroup has threads, and no power of two
 VOCAB = 4133
+OUTPUTS, INPUTS, GROUP, ZERO_POINT = 32, 128, 32, 7  # of a multiplication by 4-bit codes; outputs fill two tiles of 16
+_TILE, _CODES = 16, 8  # outputs of a tile, codes of a word: compiler/kernels/storage.py
 
 _EPS = 1e-5
 
@@ -41,3 +43,23 @@ def drawn(logits: list[float], temperature: float, top_k: int, top_p: float, uni
         if running > target:
             break
     return token
+
+
+def words(seed: int) -> list[int]:
+    """Codes of a packed matrix, [tiles, words of a row, 16] as int32."""
+    count = OUTPUTS * INPUTS // _CODES
+    return [(i * 2654435761 + seed) % 2**32 - 2**31 for i in range(1, count + 1)]
+
+
+def matmul(x: list[float], codes: list[int], scales: list[float]) -> list[float]:
+    """y[o] = sum over k of x[k] * (code[o, k] - ZERO_POINT) * scale[o, k / GROUP]; scales [tiles, groups, 16]."""
+    result = []
+    for output in range(OUTPUTS):
+        tile, lane = divmod(output, _TILE)
+        total = 0.0
+        for k in range(INPUTS):
+            word = codes[(tile * (INPUTS // _CODES) + k // _CODES) * _TILE + lane]
+            code = (word >> 4 * (k % _CODES)) & 15
+            total += x[k] * (code - ZERO_POINT) * scales[(tile * (INPUTS // GROUP) + k // GROUP) * _TILE + lane]
+        result.append(total)
+    return result

@@ -1,5 +1,8 @@
 """Whether a device computes what it should: memory there and back, and kernels with known answers.
 
+A library for a device brings such kernels, and is loaded only where they are right: a model whose kernels a driver
+miscompiles would answer in gibberish.
+
     python -m mlc_llm.runtime.devices.self_test vulkan:0 [LIBRARY]
 
 runs it in a process of its own, which a driver may end without harm to anyone else.
@@ -28,6 +31,7 @@ _BYTES = 1 << 20  # that go there and back
 _TIMEOUT = 300  # seconds: a driver compiles kernels when they first run
 _CUTS = (Cuts(), Cuts(temperature=1.0), Cuts(temperature=0.8, top_k=40, top_p=0.9))
 _UNIFORMS = (0.5, 0.25, 0.75)
+_TILE = 16
 
 
 def problem(device: str, library: Path | None) -> str:
@@ -60,11 +64,15 @@ def run(device: Device, library: Path | None) -> None:
     if library is None:
         return
     module = ffi.load_module(str(library))
-    tests: dict[str, Callable[[Any, Device], None]] = {"rms_norm": _rms_norm, "silu_mul": _silu_mul}
+    check_kernels(lambda name: module.get_function(name, query_imports=True), device)
     if not device.is_host:
-        tests["sample_token"] = _sample_token
-    for name, test in tests.items():
-        test(module.get_function(name, query_imports=True), device)
+        _sample_token(module.get_function("self_test_sample_token", query_imports=True), device)
+
+
+def check_kernels(function: Callable[[str], Any], device: Device) -> None:
+    """Run the kernels that every library for a device has, found by their names. Raises EngineError for a wrong one."""
+    for name, test in {"rms_norm": _rms_norm, "silu_mul": _silu_mul, "matmul": _matmul}.items():
+        test(function(f"self_test_{name}"), device)
 
 
 def _rms_norm(kernel: Any, device: Device) -> None:
@@ -80,6 +88,18 @@ def _silu_mul(kernel: Any, device: Device) -> None:
     result = empty((1, 1, known.FEATURES), "float32", device)
     kernel(_floats(x, (1, 1, len(x)), device), result)
     _compare("silu_mul", result, known.silu_mul(x))
+
+
+def _matmul(kernel: Any, device: Device) -> None:
+    x, codes = known.inputs(known.INPUTS, 5), known.words(6)
+    groups = known.INPUTS // known.GROUP
+    scales = known.inputs(known.OUTPUTS * groups, 7)
+    tiles = known.OUTPUTS // _TILE
+    words = _sent((ctypes.c_int32 * len(codes))(*codes), "int32", (tiles, len(codes) // known.OUTPUTS, _TILE), device)
+    result = empty((1, 1, known.OUTPUTS), "float32", device)
+    packed = _floats(scales, (tiles, groups, _TILE), device)
+    kernel(_floats(x, (1, 1, len(x)), device), words, packed, result)
+    _compare("matmul", result, known.matmul(x, codes, scales))
 
 
 def _sample_token(kernel: Any, device: Device) -> None:

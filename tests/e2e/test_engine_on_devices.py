@@ -16,7 +16,9 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from mlc_llm import AsyncMLCEngine, MLCEngine
 from mlc_llm.compiler.compile import CompileOptions, compile_library, compile_model
-from mlc_llm.runtime.errors import ModelFileError
+from mlc_llm.runtime.devices import known_answers
+from mlc_llm.runtime.errors import EngineError, ModelFileError
+from mlc_llm.runtime.library import Library
 from mlc_llm.runtime.model import Model
 
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
@@ -139,6 +141,16 @@ def test_answers_at_once_are_those_of_each_alone(library: tuple[str, Path], fold
         return [[answer.choices[0].message.content] for answer in answers]
 
     assert asyncio.run(together()) == [ask(engine, text, max_tokens=20) for text in texts]
+
+
+def test_a_device_that_computes_wrongly_is_noticed(
+    library: tuple[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, path = library
+    answer = known_answers.matmul
+    monkeypatch.setattr(known_answers, "matmul", lambda *given: [value + 1 for value in answer(*given)])
+    with pytest.raises(EngineError, match=f"^device {device} fails the self-test of .*: kernel matmul gives"):
+        Library.load(path)
 
 
 def test_a_library_for_another_device_is_refused(library: tuple[str, Path], folder: Path) -> None:
