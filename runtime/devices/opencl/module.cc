@@ -14,6 +14,7 @@
 #include "../shared/kernel.h"
 #include "current_device.h"
 #include "device.h"
+#include "pocl.h"
 
 namespace mlc {
 namespace opencl {
@@ -38,7 +39,7 @@ struct Variant {
 bool KeepsBinaries(const Limits& limits) {
   const char* wish = std::getenv("MLC_OPENCL_CACHE");
   if (wish != nullptr && *wish != '\0') return std::string(wish) != "0";
-  return limits.platform.find("Portable Computing Language") == std::string::npos;
+  return !IsPoCL(limits);
 }
 
 // Kernels by name in the text of a module: each part begins with a comment that names its kernel.
@@ -176,6 +177,7 @@ class OpenCLModule final : public ffi::ModuleObj {
     CheckArguments(device, info);
     CheckFeatures(device, info);
     std::string source = Sized(parts_.at(info.name), info.name, variant.threads);
+    if (IsPoCL(limits)) source = ForPoCL(source);
     std::string identity = Text(limits.platform, "\n", limits.name, "\n", limits.driver, "\n", kOptions, "\n", source);
     bool keeps = KeepsBinaries(limits) && cache_.usable();
     std::optional<std::string> kept = keeps ? cache_.Get(identity) : std::nullopt;

@@ -25,7 +25,7 @@ WINDOW = Geometry(5, 1, 96, "int8", window=70, partly_rotated=True)
 COMMON = {"opencl": WINDOW, "vulkan": WHOLE}  # to compile kernels and to build them in the driver takes seconds
 RARE = [WHOLE, WINDOW, Geometry(2, 2, 80, "float32"), Geometry(8, 1, 128, "float32"), Geometry(34, 1, 64, "float32")]
 RARE += [Geometry(18, 1, 64, "int8", window=64), Geometry(6, 2, 256, "float32"), Geometry(2, 1, 256, "int8", window=1)]
-RARE += [Geometry(4, 2, 100, "float32", window=24), Geometry(7, 7, 40, "float32")]
+RARE += [Geometry(4, 2, 100, "float32", window=24), Geometry(7, 7, 40, "float32"), Geometry(3, 1, 12, "float32")]
 geometries = pytest.mark.parametrize(
     "geometry", [None, *(pytest.param(g, marks=pytest.mark.slow) for g in RARE)], ids=lambda g: str(g or "common")
 )
