@@ -29,7 +29,8 @@ class FakeEngine:
     last: FakeEngine | None = None
 
     def __init__(self, model: str, device: str = "auto", **options: Any) -> None:
-        self.model, self.device, self.options = model, device, options
+        self.model, self.options = model, options
+        self.device = "cpu" if device == "auto" else device
         self.context_window_size = CONTEXT
         self.requests = []
         self.terminated = False
