@@ -5,6 +5,7 @@ macOS or iOS on any machine (link.py).
 """
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from ...runtime.errors import UsageError
 from .cpu import native_triple
@@ -16,6 +17,8 @@ _HOSTS = {"macos": "arm64-apple-macos", "ios": "arm64-apple-ios"}
 # Of each device since the A14 and the M1 (Apple, "Metal Feature Set Tables", family Apple7), but for the threads: how
 # many a kernel can have depends on its registers too, and 256 are always possible.
 _TRAITS = GpuTraits(max_threads=256, shared_bytes=32 << 10, subgroup=32, matrix="simdgroup")
+# Macs of Intel have graphics processors of Intel and AMD: SIMD-groups of other sizes, and no matrices in them.
+_INTEL = replace(_TRAITS, subgroup=0, matrix="")
 
 
 def resolve(variant: str, host: str) -> CompileTarget:
@@ -31,21 +34,22 @@ def resolve(variant: str, host: str) -> CompileTarget:
         name = "iOS" if system == "ios" else "macOS"
         raise UsageError(f"--device {device} --host {host}: its libraries are loaded by {name}; expected a host like "
                          f"{_HOSTS[system]}")  # fmt: skip
+    traits = _INTEL if host.startswith("x86_64") else _TRAITS
     return CompileTarget(
         device=device,
         attributes={
             "kind": "metal",
-            "max_num_threads": _TRAITS.max_threads,
-            "max_threads_per_block": _TRAITS.max_threads,
-            "max_shared_memory_per_block": _TRAITS.shared_bytes,
-            "thread_warp_size": _TRAITS.subgroup,
+            "max_num_threads": traits.max_threads,
+            "max_threads_per_block": traits.max_threads,
+            "max_shared_memory_per_block": traits.shared_bytes,
+            "thread_warp_size": traits.subgroup or 1,
         },
         host_triple=host_triple(host),
         lanes=4,
         vector_registers=32,
         converts_float16=True,
         cpu_features=(),
-        gpu=_TRAITS,
+        gpu=traits,
     )
 
 

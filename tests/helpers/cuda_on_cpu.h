@@ -1,17 +1,12 @@
-// CUDA's language for a processor: kernels of TVM's CUDA source run here, a block at a time. Threads are fibers that are
-// switched at barriers and shuffles; a warp has 32 lanes and no lockstep. The tensor cores' fragments are whole matrices
+// CUDA's language for a processor: kernels of TVM's CUDA source run here. The tensor cores' fragments are whole matrices
 // of which every lane has a copy, and stores write a lane's share only.
 #pragma once
 #include <math.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <ucontext.h>
 
-#include <functional>
 #include <type_traits>
-#include <vector>
+
+#include "threads_on_cpu.h"
 
 #define __global__
 #define __device__
@@ -20,9 +15,6 @@
 #define __shared__ static
 #define __align__(n) alignas(n)
 #define __launch_bounds__(...)
-
-struct Extents { unsigned x, y, z; };
-static Extents threadIdx, blockIdx, blockDim, gridDim;
 
 template <class T> struct Vec1 { T x; };
 template <class T> struct alignas(2 * sizeof(T)) Vec2 { T x, y; };
@@ -54,85 +46,6 @@ static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 #define __cosf cosf
 #define __sinf sinf
 #define __powf powf
-
-namespace cpu {
-constexpr int kWarp = 32;
-struct Fiber { ucontext_t context; bool finished; };
-static ucontext_t scheduler;
-static std::vector<Fiber> fibers;
-static std::function<void()> body;
-static unsigned current, progress;
-
-struct Barrier {
-  unsigned arrived = 0, generation = 0;
-  void wait(unsigned members) {
-    if (++arrived == members) {
-      arrived = 0, ++generation, ++progress;
-      return;
-    }
-    for (unsigned mine = generation; mine == generation;) swapcontext(&fibers[current].context, &scheduler);
-  }
-};
-static Barrier block, warps[kWarp];
-static char exchanged[1024][16];
-
-static inline void sync_warp() {
-  unsigned first = current / kWarp * kWarp, rest = (unsigned)fibers.size() - first;
-  warps[current / kWarp].wait(rest < kWarp ? rest : kWarp);
-}
-template <class T> static inline T from_lane(T value, int lane) {
-  memcpy(exchanged[current], &value, sizeof(T));
-  sync_warp();
-  T result;
-  memcpy(&result, exchanged[current / kWarp * kWarp + lane], sizeof(T));
-  sync_warp();
-  return result;
-}
-static void enter() {
-  body();
-  fibers[current].finished = true, ++progress;
-  swapcontext(&fibers[current].context, &scheduler);
-}
-static void run_block(unsigned threads, std::vector<char>& stacks, size_t stack, bool reversed) {
-  fibers.assign(threads, Fiber());
-  block = Barrier();
-  for (Barrier& warp : warps) warp = Barrier();
-  for (unsigned i = 0; i < threads; ++i) {
-    getcontext(&fibers[i].context);
-    fibers[i].context.uc_stack.ss_sp = &stacks[i * stack];
-    fibers[i].context.uc_stack.ss_size = stack;
-    makecontext(&fibers[i].context, enter, 0);
-  }
-  for (unsigned before = 0, first = 1;; first = 0) {
-    bool any = false;
-    before = progress;
-    for (unsigned i = 0; i < threads; ++i) {
-      current = reversed ? threads - 1 - i : i;
-      if (fibers[current].finished) continue;
-      any = true;
-      threadIdx = {current % blockDim.x, current / blockDim.x % blockDim.y, current / blockDim.x / blockDim.y};
-      swapcontext(&scheduler, &fibers[current].context);
-    }
-    if (!any) return;
-    if (before == progress && !first) fprintf(stderr, "threads wait at a barrier that not all of them reach\n"), abort();
-  }
-}
-static void run(const unsigned* grid, const unsigned* threads, const std::function<void()>& kernel) {
-  const size_t stack = 64 << 10;
-  unsigned count = threads[0] * threads[1] * threads[2];
-  static std::vector<char> stacks;
-  stacks.resize(count * stack > stacks.size() ? count * stack : stacks.size());
-  gridDim = {grid[0], grid[1], grid[2]};
-  blockDim = {threads[0], threads[1], threads[2]};
-  body = kernel;
-  for (unsigned z = 0; z < grid[2]; ++z)
-    for (unsigned y = 0; y < grid[1]; ++y)
-      for (unsigned x = 0; x < grid[0]; ++x) {
-        blockIdx = {x, y, z};
-        run_block(count, stacks, stack, x % 2);
-      }
-}
-}  // namespace cpu
 
 static inline void __syncthreads() { cpu::block.wait((unsigned)cpu::fibers.size()); }
 static inline void __syncwarp(unsigned = 0xffffffffu) { cpu::sync_warp(); }

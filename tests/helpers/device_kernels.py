@@ -13,6 +13,7 @@ import pytest
 import tvm
 
 from mlc_llm.compiler.target import CompileTarget, code_generation, resolve_target
+from mlc_llm.compiler.target.cpu import native_triple
 from mlc_llm.runtime.devices import cuda, plugin
 
 Kernel = Callable[..., None]  # takes arrays and numbers; arrays are changed in place
@@ -29,7 +30,10 @@ def device_target(kind: str) -> CompileTarget:
 @cache
 def device(kind: str) -> Any:
     """TVM's device, with its plug-in loaded; None where this machine has none."""
-    cuda.load() if kind == "cuda" else plugin.load(kind)
+    if kind == "cuda":
+        cuda.load()
+    elif kind in plugin.FOLDERS:
+        plugin.load(kind)
     found = tvm.device(kind, 0)
     return found if found.exist else None
 
@@ -54,8 +58,8 @@ def require_device(kind: str) -> None:
 def compile_kernels(functions: Mapping[str, tvm.tirx.PrimFunc], kind: str) -> dict[str, Kernel]:
     """The kernels as Python functions, compiled together. Each may have any number of launches."""
     target, at = device_target(kind), device(kind)
-    # the processor only calls the device here: a part that is not worth LLVM's time
-    host = {"kind": "llvm", "mtriple": target.host_triple, "opt-level": 0}
+    # the processor, this machine's, only calls the device here: a part that is not worth LLVM's time
+    host = {"kind": "llvm", "mtriple": native_triple(), "opt-level": 0}
     module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
     with TemporaryDirectory() as folder, code_generation(target):
         path = str(Path(folder, "kernels.so"))

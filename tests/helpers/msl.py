@@ -38,16 +38,25 @@ def kernels_of(library: bytes) -> dict[str, str]:
     return sources
 
 
-def problems(source: str, shared_bytes: int = 32 << 10) -> list[str]:
-    """What is wrong with the source of one kernel; empty for nothing."""
+def clang() -> list[str]:
+    """The command of a clang."""
     spec = find_spec("ziglang")
     assert spec is not None
     assert spec.origin is not None
+    return [str(Path(spec.origin).with_name("zig")), "clang"]
+
+
+def for_clang(source: str) -> str:
+    """The source of a kernel as C++ with <metal_stdlib>."""
     # such a variable belongs to the whole threadgroup, which C++ says otherwise; casts: see <metal_stdlib>
     text = re.sub(r"^(\s*)(threadgroup \w+ \w+\[)", r"\1static \2", source, flags=re.MULTILINE)
-    text = re.sub(r"\(((?:bool|half|float|u?(?:char|short|int|long))[234])\)(?=[^\s),;])", r"shim::to<\1>()->*", text)
-    command = [str(Path(spec.origin).with_name("zig")), "clang", *_FLAGS, "-I", str(HEADERS), "-"]
-    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    return re.sub(r"\(((?:bool|half|float|u?(?:char|short|int|long))[234])\)(?=[^\s),;])", r"shim::to<\1>()->*", text)
+
+
+def problems(source: str, shared_bytes: int = 32 << 10) -> list[str]:
+    """What is wrong with the source of one kernel; empty for nothing."""
+    command = [*clang(), *_FLAGS, "-I", str(HEADERS), "-"]
+    done = subprocess.run(command, input=for_clang(source), capture_output=True, text=True)
     found = [line for line in done.stderr.splitlines() if "error:" in line]
     assert done.returncode == 0 or found, done.stderr
     return found + list(_limits(source, shared_bytes))

@@ -1,15 +1,15 @@
 """y = x W^T for many rows of x by matrix units: float16 products, float32 sums.
 
 A first launch writes x as float16: normed, or each row divided by its root mean square, so that no value is larger than
-the root of the number of columns; sums are multiplied by what was divided by. Then a workgroup of 8 warps computes a
-block of 64 or 128 rows x 128 outputs (two halves of 64: neighbours, or gate and up of the same outputs) from blocks of
-64 columns in shared memory, where weights are float16 too:
+the root of the number of columns; sums are multiplied by what was divided by. Then a workgroup of 8 warps (4 of 64
+lanes) computes a block of 64 or 128 rows x 128 outputs (two halves of 64: neighbours, or gate and up of the same
+outputs) from blocks of 64 columns in shared memory, where weights are float16 too:
 
-    x block [rows, 64]   weights [64, 8 tiles of 16]       warp (m, n): 32 rows, 16 or 32 outputs of each half
+    x block [rows, 64]   weights [64, 8 tiles of 16]       warp (m, n): 32 rows, 16 to 64 outputs of each half
 
 The next block is on its way to registers meanwhile. A weight is widened once for 64 or 128 rows, which takes about 4
-instructions: for 128 rows, 1 / 32 of one for each multiply-add. A warp reads 4 fragments for 4 products of 16 x 16 x 16
-(128 rows: 6 for 8).
+instructions: for 128 rows, 1 / 32 of one for each multiply-add. Of 8 warps each reads 4 fragments for 4 products of
+16 x 16 x 16 (128 rows: 6 for 8).
 """
 # mypy: ignore-errors
 
@@ -21,20 +21,24 @@ from ..storage import TILE, tiles
 from .launch import barrier, cell, launch, private, shared, strided
 from .matmul import rows_of, write
 from .matmul_weights import QUAD, QUADS, quad, reader, weight_of
+from .matrix_units import FRAGMENT, MatrixUnits
 from .reduce import sum_of_workgroup
 
-_WARP = 32
-_WARPS = 8
-_THREADS = _WARP * _WARPS
+_THREADS = 256
 _STEP = 64  # columns that lie in shared memory
 _HALF = 64  # outputs
 _TILES = 2 * _HALF // TILE
-_FRAGMENT = 16  # rows and columns of a matrix unit's operands
-_WARP_ROWS = 2 * _FRAGMENT
-_WIDE = 8  # float16 of a load
-_X_STRIDE = _STEP + _WIDE  # rows start in different banks
-_WEIGHT_STRIDE = 2 * _HALF + _WIDE
+_ROWS = (64, 128)  # of a workgroup
+_WARP_ROWS = 2 * FRAGMENT
+_PADDING = 8  # float16: rows start in different banks
+_X_STRIDE = _STEP + _PADDING
+_WEIGHT_STRIDE = 2 * _HALF + _PADDING
 _LEAST_SQUARE = 1e-30  # a row of zeros has a root too
+
+
+def unit_rows(traits: GpuTraits) -> list[int]:
+    """How many rows a workgroup may compute, by the shared memory that it has."""
+    return [rows for rows in _ROWS if 2 * (rows * _X_STRIDE + _STEP * _WEIGHT_STRIDE) <= traits.shared_bytes]
 
 
 class HalfRows:
@@ -70,12 +74,12 @@ class HalfRows:
                     T.buffer_store(values, T.float16(0), [row, i])
 
 
-def multiply_units(op: Matmul, a: Arguments, x: HalfRows, count, rows: int) -> None:
-    """A launch for all rows, `rows` (64 or 128) in each workgroup; `count` of them, int32."""
+def multiply_units(op: Matmul, a: Arguments, x: HalfRows, count, rows: int, units: MatrixUnits) -> None:
+    """A launch for all rows, `rows` (of `unit_rows`) in each workgroup; `count` of them, int32."""
     width = _HALF if op.swiglu else 2 * _HALF
     grid = [T.floordiv(count + (rows - 1), rows), -(-op.result_features // width)]  # neighbours read the same weights
     with launch(grid, _THREADS) as ((row_block, column_block), (thread,)):
-        block = _Block(op, a, x, rows, column_block, row_block * rows, count, thread)
+        block = _Block(op, a, x, rows, units, column_block, row_block * rows, count, thread)
         steps = x.columns // _STEP
         block.fetch(0)
         with T.serial(0, steps) as step:
@@ -91,9 +95,10 @@ class _Block:
     """The statements of one thread."""
 
     def __init__(
-        self, op: Matmul, a: Arguments, x: HalfRows, rows: int, column_block, first_row, count, thread
-    ) -> None:
-        self.op, self.a, self.rows, self.thread = op, a, rows, thread
+        self, op: Matmul, a: Arguments, x: HalfRows, rows: int, matrix_units: MatrixUnits, column_block, first_row,
+        count, thread,
+    ) -> None:  # fmt: skip
+        self.op, self.a, self.rows, self.thread, self.matrix = op, a, rows, thread, matrix_units
         self.column_block, self.first_row, self.count = column_block, first_row, count
         self.x, self.factors = rows_of(x.values, x.columns), rows_of(x.factors, 1)
         self.y = rows_of(a.y, op.result_features)
@@ -102,21 +107,20 @@ class _Block:
         # flat: TVM would cut columns off that nobody accesses, the padding
         self.x_block = shared([rows * _X_STRIDE], "float16")
         self.weights = shared([_STEP * _WEIGHT_STRIDE], "float16")
-        at_once = _THREADS // (_STEP // _WIDE)  # rows that all threads together read
-        self.part = T.floormod(thread, _STEP // _WIDE) * _WIDE
-        self.x_values = [(first + T.floordiv(thread, _STEP // _WIDE), private(_WIDE, "float16"))
-                         for first in range(0, rows, at_once)]  # fmt: skip
+        wide = matrix_units.vector
+        parts = _STEP // wide  # threads that read a row
+        self.part = T.floormod(thread, parts) * wide
+        self.x_values = [(first + T.floordiv(thread, parts), private(wide, "float16"))
+                         for first in range(0, rows, _THREADS // parts)]  # fmt: skip
         cells = _STEP // self.reader.columns * _TILES * QUADS  # units of 4 rows in a step
         self.units = [self._place(first + thread) for first in range(0, cells, _THREADS)]
-        warp, down = T.floordiv(thread, _WARP), rows // _WARP_ROWS
+        lanes, down = matrix_units.lanes, rows // _WARP_ROWS
+        warp, self.lane, self.warps = T.floordiv(thread, lanes), T.floormod(thread, lanes), _THREADS // lanes
         self.warp_row = T.floormod(warp, down) * _WARP_ROWS
-        self.across = _HALF * down // (_WARPS * _FRAGMENT)  # fragments of a half that a warp computes
-        self.warp_column = T.floordiv(warp, down) * (self.across * _FRAGMENT)
-        self.sums = _fragments("wmma.accumulator", 4 * self.across, "float32")
-        self.left = _fragments("wmma.matrix_a", 2, "float16")
-        self.right = _fragments("wmma.matrix_b", 2, "float16")  # in turns
-        for i in range(4 * self.across):
-            T.evaluate(T.tvm_fill_fragment(self.sums.data, *_SHAPE, i, T.float32(0)))
+        self.across = _HALF * down // (self.warps * FRAGMENT)  # fragments of a half that a warp computes
+        self.warp_column = T.floordiv(warp, down) * (self.across * FRAGMENT)
+        self.sums = matrix_units.sums(4 * self.across)
+        self.left, self.right = matrix_units.left(2), matrix_units.right(2)  # the right ones in turns
 
     def _place(self, i):
         """(tile of the block, lane, offset in the step, registers) of the unit that is the i-th of a step."""
@@ -132,11 +136,12 @@ class _Block:
         return number + T.floordiv(j, half) * sets
 
     def fetch(self, step) -> None:
-        """Bring the columns of a step to registers: 8 threads read 128 bytes of a row of x, 4 threads 64 bytes of a
-        tile of weights."""
+        """Bring the columns of a step to registers: 8 or 16 threads read 128 bytes of a row of x, 4 threads 64 bytes
+        of a tile of weights."""
+        wide = self.matrix.vector
         for m, values in self.x_values:
-            wide = T.ramp(step * _STEP + self.part, 1, _WIDE)
-            T.buffer_store(values, self.x[self.first_row + m, wide], [T.ramp(0, 1, _WIDE)])
+            columns = T.ramp(step * _STEP + self.part, 1, wide)
+            T.buffer_store(values, self.x[self.first_row + m, columns], [T.ramp(0, 1, wide)])
         for tile, lane, offset, unit in self.units:
             # past the last unit, x is zero
             number = T.min(step * (_STEP // self.reader.columns) + offset, self.reader.count - 1)
@@ -144,8 +149,9 @@ class _Block:
 
     def put(self) -> None:
         """Bring what was fetched to shared memory, weights as float16."""
+        wide = self.matrix.vector
         for m, values in self.x_values:
-            T.buffer_store(self.x_block, values[T.ramp(0, 1, _WIDE)], [T.ramp(m * _X_STRIDE + self.part, 1, _WIDE)])
+            T.buffer_store(self.x_block, values[T.ramp(0, 1, wide)], [T.ramp(m * _X_STRIDE + self.part, 1, wide)])
         for tile, lane, offset, unit in self.units:
             self.reader.scale(unit)
             for c in range(self.reader.columns):
@@ -155,58 +161,43 @@ class _Block:
 
     def multiply(self) -> None:
         """Add what is in shared memory to the warp's sums."""
-        for k in range(0, _STEP, _FRAGMENT):
+        for k in range(0, _STEP, FRAGMENT):
             for i in range(2):
-                start = (self.warp_row + i * _FRAGMENT) * _X_STRIDE + k
-                _load(self.left, i, self.x_block, start, _X_STRIDE)
+                start = (self.warp_row + i * FRAGMENT) * _X_STRIDE + k
+                self.matrix.load_left(self.left, i, self.x_block, start, _X_STRIDE)
             for j in range(2 * self.across):
-                right = j % 2
-                _load(self.right, right, self.weights, k * _WEIGHT_STRIDE + self._column(j), _WEIGHT_STRIDE)
+                start = k * _WEIGHT_STRIDE + self._column(j)
+                self.matrix.load_right(self.right, j % 2, self.weights, start, _WEIGHT_STRIDE)
                 for i in range(2):
-                    sums = self.sums.data, i * 2 * self.across + j
-                    T.evaluate(T.tvm_mma_sync(*sums, self.left.data, i, self.right.data, right, *sums))
+                    self.matrix.multiply(self.sums, i * 2 * self.across + j, self.left, i, self.right, j % 2)
 
     def _column(self, j: int):
         """Where the warp's fragment j starts among the block's outputs: the first half's come first."""
-        return self.warp_column + (j // self.across * _HALF + j % self.across * _FRAGMENT)
+        return self.warp_column + (j // self.across * _HALF + j % self.across * FRAGMENT)
 
     def write(self) -> None:
         """Write the warp's outputs, by way of shared memory, where weights were: nobody knows which lane has what."""
-        size = _FRAGMENT * _FRAGMENT
-        places = T.decl_buffer((_WARPS * 2 * size,), "float32", data=self.weights.data, scope="shared")
-        first = T.floordiv(self.thread, _WARP) * (2 * size)
+        size, lanes = FRAGMENT * FRAGMENT, self.matrix.lanes
+        places = T.decl_buffer((self.warps * 2 * size,), "float32", data=self.weights.data, scope="shared")
+        first = T.floordiv(self.thread, lanes) * (2 * size)
         for i in range(2):
             for j in range(self.across):
                 for half in range(2):
                     n = (i * 2 + half) * self.across + j
-                    place = T.address_of(places[first + half * size])
-                    T.evaluate(T.tvm_store_matrix_sync(self.sums.data, *_SHAPE, n, place, _FRAGMENT, "row_major"))
+                    self.matrix.store(self.sums, n, places, first + half * size)
                 barrier()
-                with strided(T.floormod(self.thread, _WARP), _WARP, size) as e:
+                with strided(self.lane, lanes, size) as e:
                     values = [places[first + half * size + e] for half in range(2)]
-                    self._write_output(values, i, j, T.floordiv(e, _FRAGMENT), T.floormod(e, _FRAGMENT))
+                    self._write_output(values, i, j, T.floordiv(e, FRAGMENT), T.floormod(e, FRAGMENT))
                 barrier()
 
     def _write_output(self, values: list, i: int, j: int, r, c) -> None:
         """Write output (r, c) of the warp's fragments (i, j) of both halves."""
         op = self.op
-        row = self.first_row + self.warp_row + i * _FRAGMENT + r
+        row = self.first_row + self.warp_row + i * FRAGMENT + r
         for half in range(1 if op.swiglu else 2):
             column = self.column_block * (_HALF if op.swiglu else 2 * _HALF) + half * _HALF + self._column(j) + c
             with T.If(T.And(row < self.count, column < op.result_features)), T.Then():
                 factor = self.factors[row, 0]
                 up = values[1] * factor if op.swiglu else None
                 write(op, self.a, self.y, self.residual, row, column, values[half] * factor, up)
-
-
-_SHAPE = (_FRAGMENT, _FRAGMENT, _FRAGMENT)
-
-
-def _fragments(scope: str, count: int, dtype: str):
-    """Operands of the matrix units, spread over the lanes of a warp."""
-    return T.alloc_buffer((count * _FRAGMENT * _FRAGMENT,), dtype, scope=scope)
-
-
-def _load(fragments, index: int, source, start, stride: int) -> None:
-    place = source.access_ptr("r", offset=start, extent=_FRAGMENT * stride)
-    T.evaluate(T.tvm_load_matrix_sync(fragments.data, *_SHAPE, index, place, stride, "row_major"))

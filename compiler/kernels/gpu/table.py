@@ -3,7 +3,7 @@
 rows of x     kernel
 1             matmul_rows, scales meet sums
 2 to 16       matmul_rows, 4 or 8 rows at a time share each weight that is read
-more          matmul_units where there are matrix units that TVM can write for (CUDA), else matmul_tiles
+more          matmul_units where there are matrix units, else matmul_tiles
 """
 # mypy: ignore-errors
 
@@ -18,11 +18,11 @@ from ..table import KernelTable
 from . import layers
 from .matmul_rows import multiply_rows
 from .matmul_tiles import multiply_tiles
-from .matmul_units import HalfRows, multiply_units
+from .matmul_units import HalfRows, multiply_units, unit_rows
+from .matrix_units import matrix_units
 
 _FEW_ROWS = {1: 1, 4: 4, 16: 8}  # up to so many rows of x: matmul_rows, with so many for each workgroup
 
-_UNIT_ROWS = (64, 128)  # of x that a workgroup of matmul_units takes
 _MANY_ROWS = 1024  # up to here small workgroups, of which there are more
 
 
@@ -44,7 +44,7 @@ class GpuKernels(KernelTable):
             return layers.silu_mul(operation.features, single=single)
         if single:
             return matmul_single(operation, self.traits)
-        return matmul(operation, self.traits, units=self.traits.matrix == "wmma" and self.activation_bits <= 16)
+        return matmul(operation, self.traits, units=self.activation_bits <= 16)
 
     def _embedding(self, rows: int, columns: int, storage: Storage) -> tirx.PrimFunc:
         return layers.embedding(rows, columns, storage)
@@ -64,7 +64,8 @@ def matmul_single(op: Matmul, traits: GpuTraits) -> tirx.PrimFunc:
 
 def matmul(op: Matmul, traits: GpuTraits, *, units: bool) -> tirx.PrimFunc:
     """x [batch, seq, in_features] -> y: the host chooses the launch by the number of rows. `units`: many rows are
-    multiplied by matrix units, which round inputs to float16."""
+    multiplied by matrix units, which round inputs to float16, where the device has some."""
+    matrix = matrix_units(traits) if units else None
     with kernel("gemm") as k:
         batch, seq = T.int64(), T.int64()
         arguments = op.declare(k, batch, seq)
@@ -77,15 +78,20 @@ def matmul(op: Matmul, traits: GpuTraits, *, units: bool) -> tirx.PrimFunc:
                 with T.If(T.And(count > least, count <= most)), T.Then():
                     multiply_rows(op, arguments, count, rows, traits)
                 least = most
-            half_rows = HalfRows(op, batch * seq, max(_UNIT_ROWS)) if units else None
-            with T.If(count > least), T.Then():
-                if units:
-                    half_rows.write(op, arguments, count, traits)
-                    with T.If(count <= _MANY_ROWS):
-                        with T.Then():
-                            multiply_units(op, arguments, half_rows, count, min(_UNIT_ROWS))
-                        with T.Else():
-                            multiply_units(op, arguments, half_rows, count, max(_UNIT_ROWS))
-                else:
+            if matrix is None:
+                with T.If(count > least), T.Then():
                     multiply_tiles(op, arguments, count, 4)
+            else:
+                sizes = unit_rows(traits)
+                half_rows = HalfRows(op, batch * seq, max(sizes))
+                with T.If(count > least), T.Then():
+                    half_rows.write(op, arguments, count, traits)
+                    if len(sizes) == 1:
+                        multiply_units(op, arguments, half_rows, count, *sizes, matrix)
+                    else:
+                        with T.If(count <= _MANY_ROWS):
+                            with T.Then():
+                                multiply_units(op, arguments, half_rows, count, min(sizes), matrix)
+                            with T.Else():
+                                multiply_units(op, arguments, half_rows, count, max(sizes), matrix)
     return k.function

@@ -1,5 +1,6 @@
 """Libraries for Apple's graphics processors: what they are linked for, and their kernels in Metal's language, of which
-only the types are checked here. The same kernels run on other devices in tests/compiler/kernels/gpu."""
+only the types are checked here. The same kernels run on other devices, multiplications also from this language on the
+processor, in tests/compiler/kernels/gpu."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,9 @@ def test_what_a_device_means(device: str, host: str, expected: tuple[str, str]) 
     target = resolve_target(device, host)
     assert (target.device, target.host_triple) == expected
     assert target.attributes["kind"] == target.runtime_device == "metal"
+    assert target.gpu is not None
+    # what Macs of Intel have is not Apple's
+    assert (target.gpu.subgroup, target.gpu.matrix) == ((0, "") if host.startswith("x86") else (32, "simdgroup"))
 
 
 def test_a_mac_compiles_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
