@@ -87,7 +87,11 @@ def _trace(
 
 def _metadata(config: ChatConfig, model_config: Any, cache: CacheShape, target: CompileTarget,
               named_parameters: list[tuple[str, Any]]) -> LibraryMetadata:  # fmt: skip
-    params: list[ParamMetadata] = [p.attrs["stored"].model_copy(update={"name": name}) for name, p in named_parameters]
+    params: list[ParamMetadata] = [
+        parameter.attrs["stored"].model_copy(update={"name": name})
+        for name, parameter in named_parameters
+        if "stored" in parameter.attrs  # not of pieces after the first
+    ]
     return LibraryMetadata(
         model_type=config.model_type,
         quantization=config.quantization,

@@ -119,6 +119,7 @@ def library_key(config: ChatConfig, target: "CompileTarget", opt: "Optimization"
         architecture=config.architecture,
         target=target.attributes,
         host=target.host_triple,
+        traits=asdict(target.gpu) if target.gpu else None,
         opt=asdict(opt),
         tvm=stamps.tvm_version(),
         code=stamps.code_digest("."),

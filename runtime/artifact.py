@@ -151,12 +151,17 @@ class Preproc(Record):
 
 
 class ParamMetadata(Record):
-    """A parameter of the library in MLC's at-rest naming, shape and dtype; `preprocs` are applied in order at load."""
+    """A parameter of the library in MLC's at-rest naming, shape and dtype; `preprocs` are applied in order at load.
+
+    What comes of it is given to the library's functions whole, or in `pieces`, one after another: so many elements of
+    its first axis each.
+    """
 
     name: str
     shape: list[int]
     dtype: str
     preprocs: list[Preproc] = []
+    pieces: list[int] = []
 
 
 KVDtype = Literal["float32", "float16", "int8"]

@@ -1,14 +1,17 @@
 """The parameters of a model in memory, in the layout that the kernels read: packed before, or packed now."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import derived, ffi
 from .artifact import ParamMetadata, TensorRecord
+from .devices.drivers import largest_buffer
 from .errors import EngineError, ModelFileError
 from .ffi_tensor import Tensor, copy, empty
-from .library import Library
+from .ffi_tensor import tensor as tensor_at
+from .library import MODEL_FOLDER, Library
 from .tvm_runtime import Arena, nbytes_of, numpy_dtype, one_line, tensor
 
 if TYPE_CHECKING:
@@ -54,13 +57,35 @@ def load_parameters(
         tensors = [arena.tensor(*form) for form in forms]
         if progress is not None:
             progress(len(params), len(params))
+    tensors = [piece for param, whole in zip(params, tensors, strict=True) for piece in cut(param, whole)]
     if not library.device.is_host:
         tensors = _moved(tensors, library.device)
     return ffi.array(tensors)
 
 
+def cut(param: ParamMetadata, whole: Tensor) -> list[Tensor]:
+    """The pieces of a parameter, over the same memory. Raises ModelFileError where they are not all of it."""
+    if not param.pieces:
+        return [whole]
+    length, *others = whole.shape
+    if min(param.pieces) < 1 or sum(param.pieces) != length:
+        raise ModelFileError(f"pieces of {param.pieces} do not make parameter {param.name!r}, which has {length}")
+    row = whole.nbytes // length
+    starts = accumulate(param.pieces[:-1], initial=0)
+    return [
+        tensor_at(whole.address + row * start, whole.dtype, (count, *others), whole)
+        for start, count in zip(starts, param.pieces, strict=True)
+    ]
+
+
 def _moved(tensors: list[Tensor], device: ffi.Device) -> list[Tensor]:
-    """The parameters in a device's memory. Raises EngineError when it has too little."""
+    """The parameters in a device's memory. Raises EngineError when it has too little, or takes no tensor as large."""
+    wanted, largest = max((one.nbytes for one in tensors), default=0), largest_buffer(device)
+    if wanted > largest:
+        advice = (
+            f'run `mlc compile {MODEL_FOLDER} --device \'{{"kind": "{device.kind}", "largest_buffer": {largest}}}\'`'
+        )
+        raise EngineError(f"device {device} takes tensors of at most {largest} bytes, a weight has {wanted}: {advice}")
     moved = []
     for parameter in tensors:
         try:

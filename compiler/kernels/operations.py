@@ -1,10 +1,11 @@
 """What kernels compute, whatever the device: descriptions by which a table finds a kernel."""
 # mypy: ignore-errors
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from .builder import Kernel
-from .storage import TILE, DenseStorage, PackedWeight, Storage, tiles
+from .storage import TILE, DenseStorage, PackedWeight, Storage, declare_pieces, tiles
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Matmul:
     residual: bool = False
     norm_eps: float | None = None
     swiglu: bool = False
+    pieces: tuple[int, ...] = ()  # rows of the matrix in each of the tensors that it consists of; empty: one has all
 
     @property
     def padded_columns(self) -> int:
@@ -52,11 +54,24 @@ class Matmul:
         """The arguments in their order."""
         x = k.input("x", (batch, seq, self.in_features), "float32")
         norm = k.input("norm", (self.in_features,), "float32") if self.norm_eps is not None else None
-        weight = PackedWeight(k, self.storage, self.out_features, self.in_features)
+        weights = declare_pieces(k, self.storage, self.pieces or (self.out_features,), self.in_features)
         bias = k.input("bias", (self.out_features,), "float32") if self.bias else None
         residual = k.input("residual", (batch, seq, self.out_features), "float32") if self.residual else None
         y = k.input("y", (batch, seq, self.result_features), "float32")
-        return Arguments(x, norm, weight, bias, residual, y)
+        return Arguments(x, norm, tuple(weights), bias, residual, y)
+
+    def split(self, arguments: "Arguments") -> "Iterator[tuple[Matmul, Arguments]]":
+        """A multiplication by each piece of the matrix, which gives some columns of y."""
+        if not self.pieces:
+            yield self, arguments
+            return
+        first = 0
+        for rows, weight in zip(self.pieces, arguments.weights, strict=True):
+            others = (arguments.bias, arguments.residual, arguments.y)
+            others = [None if tensor is None else Columns(tensor, first) for tensor in others]
+            piece = replace(self, out_features=rows, pieces=())
+            yield piece, Arguments(arguments.x, arguments.norm, (weight,), *others)
+            first += rows
 
 
 @dataclass(frozen=True)
@@ -65,10 +80,27 @@ class Arguments:
 
     x: object
     norm: object | None
-    weight: PackedWeight
+    weights: tuple[PackedWeight, ...]
     bias: object | None
     residual: object | None
     y: object
+
+    @property
+    def weight(self) -> PackedWeight:
+        """The matrix, where it is in one piece."""
+        (weight,) = self.weights
+        return weight
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a tensor from one of them on."""
+
+    tensor: object
+    first: int
+
+    def __getitem__(self, column):
+        return self.tensor[column + self.first]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ tiled alike. Missing rows of the last tiles are zero.
 # mypy: ignore-errors
 
 from dataclasses import dataclass
+from math import prod
 
-from tvm import tirx
+from tvm import DataType, tirx
 from tvm.tirx.script.builder import ir as T
 
 from .builder import Kernel, kernel
@@ -27,6 +28,16 @@ _AHEAD = 16  # words of prefetching: 1 KB
 def tiles(rows: int) -> int:
     """The number of tiles that hold `rows`, padded to what kernels take at a time."""
     return -(-rows // (TILE * TILE_MULTIPLE)) * TILE_MULTIPLE
+
+
+def rows_of_pieces(storage: "Storage", rows: int, columns: int, largest: int) -> tuple[int, ...]:
+    """How many rows of a matrix lie in each of the tensors that hold it, where none may have more than `largest` bytes:
+    as few tensors as will do, of about the same size. Each holds whole pairs of tiles."""
+    nbytes = max(prod(shape) * DataType(dtype).bits // 8 for shape, dtype in storage.parts(rows, columns).values())
+    pairs, pair = tiles(rows) // TILE_MULTIPLE, TILE * TILE_MULTIPLE  # of tiles; rows of one
+    most = max(1, pairs * largest // nbytes)  # pairs of a tensor
+    each = -(-pairs // -(-pairs // most)) * pair
+    return tuple(min(each, rows - first) for first in range(0, rows, each))
 
 
 def lanes(start, count: int = TILE):
@@ -133,9 +144,9 @@ def _prefetch_line(buffer, index) -> None:
 class PackedWeight:
     """The arguments of a kernel that hold one matrix [rows, columns], and how to read 16 rows of it at a time."""
 
-    def __init__(self, k: Kernel, storage: "Storage", rows: int, columns: int) -> None:
+    def __init__(self, k: Kernel, storage: "Storage", rows: int, columns: int, suffix: str = "") -> None:
         self.storage = storage
-        self.buffers = {name: k.input(name, *part) for name, part in storage.parts(rows, columns).items()}
+        self.buffers = {name: k.input(f"{name}{suffix}", *part) for name, part in storage.parts(rows, columns).items()}
 
     def word(self, tile, index):
         """int32 x 16: word `index` of each row of a tile."""
@@ -186,6 +197,11 @@ class PackedWeight:
 
 
 Storage = GroupStorage | DenseStorage
+
+
+def declare_pieces(k: Kernel, storage: Storage, pieces: tuple[int, ...], columns: int) -> list[PackedWeight]:
+    """A matrix as the arguments of a kernel: all tensors of its first rows, of the next ones, and so on."""
+    return [PackedWeight(k, storage, rows, columns, f"_{i}" if i else "") for i, rows in enumerate(pieces)]
 
 
 def tiled_shape(rows: int, units: int) -> tuple[int, int, int]:

@@ -48,9 +48,10 @@ class KernelTable(ABC):
             return "_".join([*parts, rows])
         return f"{type(operation).__name__.lower()}_{operation.features}"
 
-    def embedding(self, rows: int, columns: int, storage: Storage) -> tirx.PrimFunc:
-        """The kernel that looks token ids up: int32 [seq], the packed table -> float32 [seq, columns]."""
-        return self._once(("embedding", rows, columns, storage), self._embedding, rows, columns, storage)
+    def embedding(self, pieces: tuple[int, ...], columns: int, storage: Storage) -> tirx.PrimFunc:
+        """The kernel that looks token ids up: int32 [seq], the packed table -> float32 [seq, columns]. `pieces`: rows
+        of the table in each of the tensors that it consists of."""
+        return self._once(("embedding", pieces, columns, storage), self._embedding, pieces, columns, storage)
 
     def last_row(self, columns: int) -> tirx.PrimFunc:
         """The kernel x [1, seq, columns] -> its last row [1, 1, columns], float32."""
@@ -68,6 +69,6 @@ class KernelTable(ABC):
     @abstractmethod
     def _make(self, operation: Operation, single: bool) -> tirx.PrimFunc: ...
     @abstractmethod
-    def _embedding(self, rows: int, columns: int, storage: Storage) -> tirx.PrimFunc: ...
+    def _embedding(self, pieces: tuple[int, ...], columns: int, storage: Storage) -> tirx.PrimFunc: ...
     @abstractmethod
     def _last_row(self, columns: int) -> tirx.PrimFunc: ...

@@ -16,13 +16,16 @@ from ..kernels.storage import (
     pack_codes,
     pack_rows,
     packed_dtype,
+    rows_of_pieces,
     storage_dtype,
+    tiles,
     widen_vector,
 )
 from ..quantization.blocks import BlockFormat
 from ..quantization.choice import AnyScheme
 from ..quantization.scheme import Scheme
 from ..target import CompileTarget
+from ..target.target import NO_LIMIT
 from .architecture import Weight
 
 Preprocs = dict[str, tirx.PrimFunc]  # the packing kernels of a library by name; many parameters share one
@@ -40,34 +43,48 @@ _PARTS = {
 
 
 class Matrix:
-    """The stored and packed form of one weight matrix [rows, columns]."""
+    """The stored and packed form of one weight matrix [rows, columns].
+
+    Where a device has no tensors as large as the packed form, that is cut into `pieces` of so many rows. `parameters`
+    are by the last part of the stored name, with "_1", "_2", ... for pieces after the first.
+    """
 
     def __init__(self, preprocs: Preprocs, scheme: AnyScheme, target: CompileTarget, weight: Weight) -> None:
         self.rows, self.columns = weight.shape
         self._preprocs = preprocs
         self.storage = _storage(scheme, target, weight)
+        largest = NO_LIMIT if target.gpu is None else target.gpu.largest_buffer
+        self.pieces = rows_of_pieces(self.storage, self.rows, self.columns, largest)
         transposed = isinstance(scheme, Scheme) and scheme.is_transposed(weight.kind)
         stem = weight.name.removesuffix("weight")
         self.parameters: dict[str, nn.Parameter] = {}
         for record in scheme.stored(weight):
             name = record.name.removeprefix(stem)
             if name == "q_weight" and isinstance(scheme, Scheme) and scheme.bits < 4:
-                self.parameters[name] = self._expanded(record, scheme, transposed=transposed)
+                made = self._expanded(record, scheme, transposed=transposed)
             else:
-                self.parameters[name] = self._tiled(record, _PARTS[name], transposed=transposed)
+                made = self._tiled(record, _PARTS[name], transposed=transposed)
+            self.parameters |= zip(_numbered(name, len(made)), made, strict=True)
+        self._names = [record.name.removeprefix(stem) for record in scheme.stored(weight)]
 
-    def _tiled(self, stored: ParamMetadata, part: str, *, transposed: bool) -> nn.Parameter:
-        """A packed tensor of a stored one [rows, units], which is [units, rows] if transposed."""
+    @property
+    def arguments(self) -> list[nn.Parameter]:
+        """The parameters in the order of kernels' arguments: all of the first piece, of the second, and so on."""
+        columns = [_numbered(name, len(self.pieces)) for name in self._names]
+        return [self.parameters[name] for names in zip(*columns, strict=True) for name in names]
+
+    def _tiled(self, stored: ParamMetadata, part: str, *, transposed: bool) -> list[nn.Parameter]:
+        """The pieces of a packed tensor of a stored one [rows, units], which is [units, rows] if transposed."""
         shape, dtype = self.storage.parts(self.rows, self.columns)[part]
         source_dtype = storage_dtype(stored.dtype)
         name = f"tile_{'kn' if transposed else 'nk'}_{source_dtype}_{self.rows}x{shape[1]}"
         if name not in self._preprocs:
             kernel = pack_rows(name, self.rows, shape[1], source_dtype, dtype, transposed=transposed)
             self._preprocs[name] = kernel
-        return _parameter(stored, name, shape, dtype)
+        return self._cut(_parameter(stored, name, shape, dtype))
 
-    def _expanded(self, stored: ParamMetadata, scheme: Scheme, *, transposed: bool) -> nn.Parameter:
-        """The packed words of stored codes of fewer bits."""
+    def _expanded(self, stored: ParamMetadata, scheme: Scheme, *, transposed: bool) -> list[nn.Parameter]:
+        """The pieces of the packed words of stored codes of fewer bits."""
         shape, dtype = self.storage.parts(self.rows, self.columns)["words"]
         groups = -(-self.columns // scheme.group_size)
         name = f"expand_{'kn' if transposed else 'nk'}_{scheme.bits}bit_{self.rows}x{groups}"
@@ -75,7 +92,20 @@ class Matrix:
             self._preprocs[name] = pack_codes(
                 name, self.rows, groups, bits=scheme.bits, group_size=scheme.group_size, transposed=transposed
             )
-        return _parameter(stored, name, shape, dtype)
+        return self._cut(_parameter(stored, name, shape, dtype))
+
+    def _cut(self, whole: nn.Parameter) -> list[nn.Parameter]:
+        """The pieces of a packed tensor; the first one says how it is stored and cut."""
+        if len(self.pieces) == 1:
+            return [whole]
+        counts = [tiles(rows) for rows in self.pieces]
+        cut = [nn.Parameter((count, *whole.shape[1:]), whole.dtype) for count in counts]
+        cut[0].attrs["stored"] = whole.attrs["stored"].model_copy(update={"pieces": counts})
+        return cut
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [name, *(f"{name}_{i}" for i in range(1, count))]
 
 
 def _storage(scheme: AnyScheme, target: CompileTarget, weight: Weight) -> Storage:

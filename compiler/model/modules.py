@@ -75,12 +75,19 @@ class _MatrixModule(nn.Module):
 
     def multiply(self, x: Tensor, bias: nn.Parameter | None = None, residual: Tensor | None = None) -> Tensor:
         matrix, layers = self.matrix, self.layers_
-        key = Matmul(matrix.rows, matrix.columns, matrix.storage, bias=bias is not None, residual=residual is not None)
+        key = Matmul(
+            matrix.rows,
+            matrix.columns,
+            matrix.storage,
+            bias=bias is not None,
+            residual=residual is not None,
+            pieces=matrix.pieces if len(matrix.pieces) > 1 else (),
+        )
         batch, seq, _ = x.shape
         single = is_single(batch, seq)
         kernel = layers.table.function(key, single=single)
         name = layers.table.name(key, single=single)
-        arguments = [x, *matrix.parameters.values()] + [a for a in (bias, residual) if a is not None]
+        arguments = [x, *matrix.arguments] + [a for a in (bias, residual) if a is not None]
         return call_kernel(kernel, name, arguments, Tensor.placeholder((batch, seq, matrix.rows), "float32"))
 
 
@@ -118,9 +125,9 @@ class Embedding(_MatrixModule):
     def forward(self, ids: Tensor) -> Tensor:
         """int32 [seq] -> float32 [seq, features]."""
         matrix = self.matrix
-        kernel = self.layers_.table.embedding(matrix.rows, matrix.columns, matrix.storage)
+        kernel = self.layers_.table.embedding(matrix.pieces, matrix.columns, matrix.storage)
         out = Tensor.placeholder((ids.shape[0], matrix.columns), "float32")
-        return call_kernel(kernel, "embedding", [ids, *matrix.parameters.values()], out)
+        return call_kernel(kernel, "embedding", [ids, *matrix.arguments], out)
 
     def lm_head(self, x: Tensor) -> Tensor:
         """[batch, seq, features] -> float32 logits [batch, seq, vocab]."""

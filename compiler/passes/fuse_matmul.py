@@ -77,7 +77,7 @@ class _Fuser(relax.PyExprMutator):
             return call
         matmul = made_by.operation
         whole_tiles = swiglu.features % TILE == 0
-        if not self.table.fuses(matmul) or matmul.residual or not whole_tiles:
+        if not self.table.fuses(matmul) or matmul.residual or matmul.pieces or not whole_tiles:
             return call
         return self._call(replace(matmul, swiglu=True), made_by.single, list(product.args[1]), call)
 

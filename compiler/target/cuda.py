@@ -10,7 +10,7 @@ from ...runtime.errors import UsageError
 from .cuda_compilers import find_compiler
 from .hooks import override
 from .host import host_triple
-from .target import CompileTarget, GpuTraits
+from .target import NO_LIMIT, CompileTarget, GpuTraits
 
 # What `--device cuda` compiles for, as far as the compiler knows it: the first architecture of each generation since
 # Turing, whose code the later ones of the generation run too (sm_80 serves sm_86 and sm_89).
@@ -53,7 +53,7 @@ def resolve(variant: str, host: str) -> CompileTarget:
         vector_registers=16,
         converts_float16=True,
         cpu_features=(),
-        gpu=GpuTraits(max_threads=1024, shared_bytes=49152, subgroup=32, matrix="wmma"),
+        gpu=GpuTraits(max_threads=1024, shared_bytes=49152, subgroup=32, matrix="wmma", largest_buffer=NO_LIMIT),
     )
 
 

@@ -1,8 +1,8 @@
 """`--device` as TVM describes targets: {"kind": "cuda", "arch": "sm_90", "host": {"mtriple": "aarch64-linux-gnu"}}.
 
 What changes the library: the architecture or processor, the host's triple, the instruction sets of a processor
-("mattr"), limits of workgroups that are lower than usual, and the lack of float16 on a Vulkan device. What else TVM
-knows of a kind may be there.
+("mattr"), limits of workgroups that are lower than usual, the lack of float16 on a Vulkan device, and "largest_buffer",
+which is ours: bytes of a tensor, larger weights are several. What else TVM knows of a kind may be there.
 """
 
 import json
@@ -15,13 +15,14 @@ from typing import Any
 from ...runtime.errors import UsageError
 from .cpu import cpu_target
 from .host import parse_host
-from .target import CompileTarget, GpuTraits
+from .target import NO_LIMIT, CompileTarget, GpuTraits
 
 _MAX_CHARACTERS = 1 << 16
 _VARIANTS = {"cuda": "arch", "rocm": "mcpu", "opencl": "device"}  # kind -> the attribute that `--device kind:` names
 _THREADS, _SHARED = ("max_num_threads", "max_threads_per_block"), "max_shared_memory_per_block"
 # limits of workgroups -> what the kernels need
 _LIMITS = {**dict.fromkeys(_THREADS, GpuTraits().max_threads), _SHARED: GpuTraits().shared_bytes}
+_BUFFER, _LEAST_BUFFER = "largest_buffer", 1 << 20
 _FLOAT16 = ("supports_float16", "supports_16bit_buffer")
 _INSTRUCTION_SET = re.compile(r"[+-][A-Za-z0-9._-]+")
 
@@ -48,6 +49,7 @@ def resolve_json(device: str, host: str, resolve: Resolve) -> CompileTarget:
     _limit(kind, given, target)
     traits = replace(
         usual,
+        largest_buffer=_buffer(kind, given, usual.largest_buffer),
         max_threads=min(usual.max_threads, *(given.get(name, usual.max_threads) for name in _THREADS)),
         shared_bytes=min(usual.shared_bytes, given.get(_SHARED, usual.shared_bytes)),
     )
@@ -105,6 +107,14 @@ def _text(kind: str, given: dict[str, Any], name: str) -> str:
     value = given.pop(name, "")
     if not isinstance(value, str):
         raise UsageError(f'--device {kind}: "{name}" is {value!r:.80}: expected text')
+    return value
+
+
+def _buffer(kind: str, given: dict[str, Any], usual: int) -> int:
+    """Bytes of the largest tensor, taken from `given`."""
+    value = given.pop(_BUFFER, usual)
+    if isinstance(value, bool) or not isinstance(value, int) or not _LEAST_BUFFER <= value <= NO_LIMIT:
+        raise UsageError(f'--device {kind}: "{_BUFFER}" is {value!r:.80}: expected at least {_LEAST_BUFFER} bytes')
     return value
 
 

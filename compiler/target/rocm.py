@@ -19,7 +19,7 @@ from ...runtime.errors import UsageError
 from .hooks import override
 from .host import host_triple
 from .lld import find_lld, link
-from .target import CompileTarget, GpuTraits
+from .target import NO_LIMIT, CompileTarget, GpuTraits
 
 if TYPE_CHECKING:
     import tvm
@@ -78,7 +78,12 @@ def resolve(variant: str, host: str) -> CompileTarget:
         converts_float16=True,
         cpu_features=(),
         # lanes of cards with different wavefronts are not to be relied on
-        gpu=GpuTraits(max_threads=_THREADS, shared_bytes=_SHARED, subgroup=warps.pop() if len(warps) == 1 else 0),
+        gpu=GpuTraits(
+            max_threads=_THREADS,
+            shared_bytes=_SHARED,
+            subgroup=warps.pop() if len(warps) == 1 else 0,
+            largest_buffer=NO_LIMIT,
+        ),
     )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import tvm
 
 KV_CACHE_DTYPES = ("auto", "int8")  # what a model's `kv_cache_dtype` may be
+NO_LIMIT = 1 << 62  # of a tensor's bytes, where devices have none but their memory
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class GpuTraits:
     shared_bytes: int = 32768  # of a workgroup's shared memory
     subgroup: int = 0  # lanes that can shuffle and add among each other; 0: not to be relied on
     vector_bytes: int = 16  # the widest load of a thread
+    # bytes of a tensor; a larger weight is several. What every device of OpenCL 1.2, Vulkan and WebGPU has, but the
+    # smallest: CL_DEVICE_MAX_MEM_ALLOC_SIZE, maxStorageBufferRange, maxStorageBufferBindingSize
+    largest_buffer: int = 128 << 20
     matrix: str = ""  # matrix units: "wmma" (CUDA), "simdgroup" (Metal), "cooperative" (Vulkan); "": none
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from mlc_llm import AsyncMLCEngine, MLCEngine
 from mlc_llm.compiler.compile import CompileOptions, compile_library, compile_model
+from mlc_llm.compiler.library import build_library
+from mlc_llm.compiler.target import resolve_target
+from mlc_llm.runtime import parameters
+from mlc_llm.runtime.artifact import load_chat_config
 from mlc_llm.runtime.devices import known_answers
 from mlc_llm.runtime.errors import EngineError, ModelFileError
 from mlc_llm.runtime.library import Library
@@ -141,6 +146,45 @@ def test_answers_at_once_are_those_of_each_alone(library: tuple[str, Path], fold
         return [[answer.choices[0].message.content] for answer in answers]
 
     assert asyncio.run(together()) == [ask(engine, text, max_tokens=20) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def cut_library(library: tuple[str, Path], folder: Path) -> Path:
+    """The same library for a device whose tensors have at most 4 KiB: the larger matrices are in pieces."""
+    target = resolve_target(library[0])
+    assert target.gpu is not None
+    small = replace(target, gpu=replace(target.gpu, largest_buffer=4096))
+    path = folder / f"{library[0]}-cut.so"
+    metadata = build_library(load_chat_config(folder), path, target=small)
+    cut = {param.name: param.pieces for param in metadata.params if param.pieces}
+    assert cut["lm_head.q_weight"] == [6, 6, 6]  # tiles of 16 of the 259 rows, in pairs
+    assert {name.split(".")[-2] for name in cut} == {"embed_tokens", "lm_head", "gate_up_proj"}
+    return path
+
+
+@pytest.mark.slow
+def test_weights_larger_than_the_tensors_of_a_device_give_the_same_logits(
+    library: tuple[str, Path], cut_library: Path, folder: Path
+) -> None:
+    found = []
+    for path in (library[1], cut_library):
+        model = Model.load(folder, path, max_num_sequence=2, max_total_sequence_length=128)
+        one, two = model.add_sequence(), model.add_sequence()
+        prefilled = [np.array(model.prefill(one, range(200, 259))), np.array(model.prefill(two, [0, 1, 258]))]
+        decoded = [np.array(model.decode([one], [258])), np.array(model.decode([one, two], [100, 31]))]
+        found.append([*prefilled, *decoded, np.array(model.verify([two], [list(range(90, 110))]))])
+    for whole, cut in zip(*found, strict=True):
+        np.testing.assert_array_equal(cut, whole)
+
+
+@pytest.mark.slow
+def test_a_device_whose_tensors_are_smaller_still_is_refused(
+    library: tuple[str, Path], cut_library: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parameters, "largest_buffer", lambda device: 2048)
+    line = f"device {library[0]} takes tensors of at most 2048 bytes, a weight has 4096: run `mlc compile .* --device"
+    with pytest.raises(EngineError, match=line):
+        Model.load(folder, cut_library, max_num_sequence=1, max_total_sequence_length=64)
 
 
 def test_a_device_that_computes_wrongly_is_noticed(

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from device_kernels import Kernel, compile_kernels, device_target
-from packed_weights import random_weights
+from packed_weights import pieces, random_weights
 
 from mlc_llm.compiler.kernels.gpu.table import matmul, matmul_single
 from mlc_llm.compiler.kernels.operations import Matmul
@@ -44,6 +44,8 @@ def kernels_of(op: Matmul, kind: str, *, units: bool = False) -> dict[str, Kerne
 def check(op: Matmul, kernels: dict[str, Kernel], rows: list[int], *, units: bool = False) -> None:
     """The kernels give numpy's results for these numbers of rows of x, and the same bits each time."""
     packed, matrix = random_weights(op.storage, op.out_features, op.in_features)
+    if op.pieces:
+        packed = pieces(packed, op.pieces)
     rng = np.random.default_rng(1)
     for count in rows:
         x = rng.standard_normal((1, count, op.in_features)).astype(np.float32)

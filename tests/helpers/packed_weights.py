@@ -47,6 +47,12 @@ def _stored(values: NDArray[np.float64], dtype: str) -> tuple[Array, NDArray[np.
     return stored, stored.astype(np.float64)
 
 
+def pieces(packed: list[Array], rows: tuple[int, ...]) -> list[Array]:
+    """Packed tensors of a matrix as the arguments of a kernel that takes it in pieces of so many rows."""
+    ends = np.cumsum([tiles(count) for count in rows])
+    return [piece for cut in zip(*(np.split(one, ends[:-1]) for one in packed), strict=True) for piece in cut]
+
+
 def packed_rows(stored: Array) -> Array:
     """A stored matrix [rows, units] in tiles [tiles, units, 16]; rows that are missing in the last ones are zeros."""
     rows, units = stored.shape

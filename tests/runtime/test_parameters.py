@@ -9,7 +9,7 @@ import pytest
 
 from mlc_llm.runtime.artifact import ParamMetadata, Preproc, TensorRecord
 from mlc_llm.runtime.errors import EngineError, ModelFileError
-from mlc_llm.runtime.parameters import pack_parameters
+from mlc_llm.runtime.parameters import cut, pack_parameters
 
 FOLDER = Path("folder")
 STORED = {
@@ -89,6 +89,17 @@ def test_layout_functions_run_in_order() -> None:
 def test_layout_functions_see_bfloat16_as_its_bits() -> None:
     (packed,) = load(param("scale", step("transpose", (2, 3), (3, 2), "uint16")))
     np.testing.assert_array_equal(np.from_dlpack(packed), STORED["scale"].T)
+
+
+def test_a_parameter_may_be_given_in_pieces_over_the_same_memory() -> None:
+    of = param("weight").model_copy(update={"pieces": [1, 2]})
+    (whole,) = load(of)
+    first, second = (np.from_dlpack(piece) for piece in cut(of, whole))
+    np.testing.assert_array_equal(first, STORED["weight"][:1])
+    np.testing.assert_array_equal(second, STORED["weight"][1:])
+    assert first.ctypes.data == whole.address
+    with pytest.raises(ModelFileError, match=r"^pieces of \[1, 1\] do not make parameter 'weight', which has 3$"):
+        cut(of.model_copy(update={"pieces": [1, 1]}), whole)
 
 
 def test_progress_counts_parameters() -> None:

@@ -43,7 +43,8 @@ class CpuKernels(KernelTable):
             )
         return (integer_matmul.gemv if single else integer_matmul.gemm)(operation, dot, activation_bits)
 
-    def _embedding(self, rows: int, columns: int, storage: Storage) -> tirx.PrimFunc:
+    def _embedding(self, pieces: tuple[int, ...], columns: int, storage: Storage) -> tirx.PrimFunc:
+        (rows,) = pieces
         return layers.embedding(rows, columns, storage)
 
     def _last_row(self, columns: int) -> tirx.PrimFunc:

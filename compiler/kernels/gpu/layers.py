@@ -10,7 +10,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ...target.target import GpuTraits
 from ..builder import kernel
-from ..storage import TILE, PackedWeight, Storage
+from ..storage import TILE, Storage, declare_pieces
 from .launch import cell, launch, strided
 from .matmul import rows_of, silu
 from .reduce import power_of_two, sum_of_workgroup
@@ -29,19 +29,27 @@ def _inside(column, columns: int) -> Iterator[None]:
         yield
 
 
-def embedding(rows: int, columns: int, storage: Storage) -> tirx.PrimFunc:
-    """Token ids int32 [seq] -> rows of the packed table, float32 [seq, columns]."""
+def embedding(pieces: tuple[int, ...], columns: int, storage: Storage) -> tirx.PrimFunc:
+    """Token ids int32 [seq] -> rows of the packed table, float32 [seq, columns]. `pieces`: rows of the table in each of
+    the tensors that it consists of; each has a launch, which writes the rows that are in it."""
     with kernel("embedding") as k:
         seq = T.int64()
         ids = k.input("ids", (seq,), "int32")
-        weight = PackedWeight(k, storage, rows, columns)
+        weights = declare_pieces(k, storage, pieces, columns)
         y = k.input("y", (seq, columns), "float32")
         grid = [-(-columns // _THREADS), T.cast(seq, "int32")]
-        with k.body(), launch(grid, _THREADS) as ((block, i), (thread,)):
-            result, column = rows_of(y, columns), block * _THREADS + thread
-            with _inside(column, columns):
-                tile, lane = T.floordiv(ids[i], TILE), T.floormod(ids[i], TILE)
-                T.buffer_store(result, weight.element(tile, lane, column), [i, column])
+        with k.body():
+            first = 0
+            for rows, weight in zip(pieces, weights, strict=True):
+                with launch(grid, _THREADS) as ((block, i), (thread,)), ExitStack() as stack:
+                    result, column, row = rows_of(y, columns), block * _THREADS + thread, ids[i] - first
+                    stack.enter_context(_inside(column, columns))
+                    if len(pieces) > 1:
+                        stack.enter_context(T.If(T.And(row >= 0, row < rows)))
+                        stack.enter_context(T.Then())
+                    tile, lane = T.floordiv(row, TILE), T.floormod(row, TILE)
+                    T.buffer_store(result, weight.element(tile, lane, column), [i, column])
+                first += rows
     return k.function
 
 

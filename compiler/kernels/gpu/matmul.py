@@ -6,15 +6,20 @@ import math
 from tvm.tirx.script.builder import ir as T
 
 from ..builder import zeros
-from ..operations import Arguments, Matmul
+from ..operations import Arguments, Columns, Matmul
 from .launch import cell
 from .matmul_weights import QUAD, quad
 
 
 def rows_of(buffer, columns: int):
-    """A tensor [batch, seq, columns] as a matrix [batch * seq, columns] whose indices are int32."""
+    """A tensor [batch, seq, columns], or some columns of a wider one, as a matrix [batch * seq, columns] whose indices
+    are int32."""
+    first = 0
+    if isinstance(buffer, Columns):
+        first, buffer = buffer.first, buffer.tensor
+        columns = int(buffer.shape[-1])
     # its number of rows is not said: nobody asks, and as int64 it would make all indices int64
-    return T.decl_buffer((1, columns), buffer.dtype, data=buffer.data)
+    return T.decl_buffer((1, columns), buffer.dtype, data=buffer.data, elem_offset=first)
 
 
 def load_row(values, x, row, column, count: int, in_features: int, *, ends: int) -> None:

@@ -7,19 +7,21 @@ more          matmul_units where there are matrix units, else matmul_tiles
 """
 # mypy: ignore-errors
 
+from collections.abc import Sequence
+
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...target.target import GpuTraits
 from ..builder import kernel
-from ..operations import Matmul, Operation, RMSNorm, SwiGLU
+from ..operations import Arguments, Matmul, Operation, RMSNorm, SwiGLU
 from ..storage import Storage
 from ..table import KernelTable
 from . import layers
 from .matmul_rows import multiply_rows
 from .matmul_tiles import multiply_tiles
 from .matmul_units import HalfRows, multiply_units, unit_rows
-from .matrix_units import matrix_units
+from .matrix_units import MatrixUnits, matrix_units
 
 _FEW_ROWS = {1: 1, 4: 4, 16: 8}  # up to so many rows of x: matmul_rows, with so many for each workgroup
 
@@ -46,8 +48,8 @@ class GpuKernels(KernelTable):
             return matmul_single(operation, self.traits)
         return matmul(operation, self.traits, units=self.activation_bits <= 16)
 
-    def _embedding(self, rows: int, columns: int, storage: Storage) -> tirx.PrimFunc:
-        return layers.embedding(rows, columns, storage)
+    def _embedding(self, pieces: tuple[int, ...], columns: int, storage: Storage) -> tirx.PrimFunc:
+        return layers.embedding(pieces, columns, storage)
 
     def _last_row(self, columns: int) -> tirx.PrimFunc:
         return layers.last_row(columns)
@@ -58,7 +60,8 @@ def matmul_single(op: Matmul, traits: GpuTraits) -> tirx.PrimFunc:
     with kernel("gemv") as k:
         arguments = op.declare(k, 1, 1)
         with k.body():
-            multiply_rows(op, arguments, 1, 1, traits)
+            for piece, its_arguments in op.split(arguments):
+                multiply_rows(piece, its_arguments, 1, 1, traits)
     return k.function
 
 
@@ -70,28 +73,37 @@ def matmul(op: Matmul, traits: GpuTraits, *, units: bool) -> tirx.PrimFunc:
         batch, seq = T.int64(), T.int64()
         arguments = op.declare(k, batch, seq)
         count = T.cast(batch * seq, "int32")
+        pieces = list(op.split(arguments))
         with k.body():
             T.reads([])  # TVM cannot find out by itself what matrix units access
             T.writes([])
             least = 0
             for most, rows in _FEW_ROWS.items():
                 with T.If(T.And(count > least, count <= most)), T.Then():
-                    multiply_rows(op, arguments, count, rows, traits)
+                    for piece, its_arguments in pieces:
+                        multiply_rows(piece, its_arguments, count, rows, traits)
                 least = most
             if matrix is None:
                 with T.If(count > least), T.Then():
-                    multiply_tiles(op, arguments, count, 4)
+                    for piece, its_arguments in pieces:
+                        multiply_tiles(piece, its_arguments, count, 4)
             else:
                 sizes = unit_rows(traits)
                 half_rows = HalfRows(op, batch * seq, max(sizes))
                 with T.If(count > least), T.Then():
                     half_rows.write(op, arguments, count, traits)
-                    if len(sizes) == 1:
-                        multiply_units(op, arguments, half_rows, count, *sizes, matrix)
-                    else:
-                        with T.If(count <= _MANY_ROWS):
-                            with T.Then():
-                                multiply_units(op, arguments, half_rows, count, min(sizes), matrix)
-                            with T.Else():
-                                multiply_units(op, arguments, half_rows, count, max(sizes), matrix)
+                    for piece, its_arguments in pieces:
+                        _multiply_units(piece, its_arguments, half_rows, count, sizes, matrix)
     return k.function
+
+
+def _multiply_units(op: Matmul, a: Arguments, x: HalfRows, count, sizes: Sequence[int], matrix: MatrixUnits) -> None:
+    """`multiply_units` by small workgroups where there are few of them, if there are two sizes."""
+    if len(sizes) == 1:
+        multiply_units(op, a, x, count, *sizes, matrix)
+        return
+    with T.If(count <= _MANY_ROWS):
+        with T.Then():
+            multiply_units(op, a, x, count, min(sizes), matrix)
+        with T.Else():
+            multiply_units(op, a, x, count, max(sizes), matrix)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from mlc_llm.compiler.kernels.cpu.layers import embedding
 from mlc_llm.compiler.kernels.cpu.table import CpuKernels
 from mlc_llm.compiler.kernels.operations import Matmul
+from mlc_llm.compiler.kernels.storage import GroupStorage, rows_of_pieces
 from mlc_llm.compiler.model.architecture import Weight
 from mlc_llm.compiler.model.matrix import Matrix
 from mlc_llm.compiler.quantization.blocks import FORMATS, joined_format, take_apart
@@ -72,6 +73,23 @@ def test_a_processor_without_float16_reads_the_same(name: str) -> None:
     kernels.functions["rows"] = embedding(ROWS, COLUMNS, kernels.matrix.storage)
     assert "float16" not in {parameter.dtype for parameter in kernels.matrix.parameters.values()}
     np.testing.assert_array_equal(kernels.run()("rows", IDS, (len(IDS), COLUMNS)), kernels.weight[IDS])
+
+
+@pytest.mark.parametrize(
+    ("rows", "largest", "pieces"),
+    [
+        (128256, 128 << 20, (64128, 64128)),
+        (128256, 263 << 20, (128256,)),
+        (49, 4096, (49,)),
+        (100, 8191, (64, 36)),
+        (100, 1, (32, 32, 32, 4)),  # two tiles are the least
+    ],
+)
+def test_a_matrix_is_cut_into_few_tensors_of_about_the_same_size(
+    rows: int, largest: int, pieces: tuple[int, ...]
+) -> None:
+    storage, columns = GroupStorage(4, 32, "float16", 7), 4096 if rows > 1000 else 128
+    assert rows_of_pieces(storage, rows, columns, largest) == pieces
 
 
 @pytest.mark.parametrize("name", ["q4_1", "q8_0", "q2_k", "q4_k", "q4_k+q6_k"])

@@ -56,6 +56,12 @@ def test_limits_can_be_lowered_and_not_raised() -> None:
     assert target.attributes["supports_16bit_buffer"] is False
 
 
+def test_the_largest_tensor_can_be_stated() -> None:
+    target = resolved(kind="opencl", largest_buffer=64 << 20)
+    assert target.gpu == GpuTraits(largest_buffer=64 << 20)
+    assert target.attributes == resolve_target("opencl").attributes
+
+
 def test_a_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "phone.json"
     path.write_text(json.dumps({"kind": "opencl", "device": "adreno"}))
@@ -77,6 +83,8 @@ def test_a_file_is_read(tmp_path: Path) -> None:
          '--device opencl: "max_threads_per_block" is 64: the kernels need 256'),
         ('{"kind": "opencl", "max_shared_memory_per_block": true}',
          '--device opencl: "max_shared_memory_per_block" is True: the kernels need 32768'),
+        ('{"kind": "opencl", "largest_buffer": 4096}',
+         '--device opencl: "largest_buffer" is 4096: expected at least 1048576 bytes'),
         ('{"kind": "llvm", "mattr": "avx2"}',
          "--device llvm: \"mattr\" is 'avx2': expected a list like [\"-avx512f\", \"+dotprod\"]"),
         ('{"kind": "llvm", "mcpu": "nonsense"}', "--device cpu:nonsense: LLVM knows no such processor for "),

@@ -126,7 +126,7 @@ def kernels(target: CompileTarget, storages: list[Storage]) -> tvm.IRModule:
         for single in (True, False):
             operation = Matmul(48, 96, storage, bias=single, residual=not single, norm_eps=1e-5)
             functions.append(table.function(operation, single=single))
-        functions.append(table.embedding(272, 64, storage))
+        functions.append(table.embedding((272,), 64, storage))
     return tvm.IRModule({f"kernel_{i}": f.with_attr("global_symbol", f"kernel_{i}") for i, f in enumerate(functions)})
 
 

@@ -45,7 +45,7 @@ def sources(storage: Storage) -> dict[str, str]:
         "silu": table.function(SwiGLU(40), single=False),
         "gemv": table.function(Matmul(48, 96, storage, bias=True, norm_eps=1e-5), single=True),
         "gemm": table.function(Matmul(48, 96, storage, residual=True), single=False),
-        "embedding": table.embedding(272, 64, storage),
+        "embedding": table.embedding((272,), 64, storage),
     }
     module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
     with code_generation(target):

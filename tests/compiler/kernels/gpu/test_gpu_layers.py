@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from device_kernels import Kernel, compile_kernels
 from numpy.typing import NDArray
-from packed_weights import random_weights
+from packed_weights import pieces, random_weights
 
 from mlc_llm.compiler.kernels.gpu import layers
 from mlc_llm.compiler.kernels.storage import DenseStorage, GroupStorage
@@ -25,7 +25,8 @@ STORAGES = {
 def kernels(kind: str) -> dict[str, Kernel]:
     """All kernels of this file, compiled together."""
     traits = GpuTraits()
-    functions = {f"embedding {name}": layers.embedding(37, COLUMNS, storage) for name, storage in STORAGES.items()}
+    functions = {f"embedding {name}": layers.embedding((37,), COLUMNS, storage) for name, storage in STORAGES.items()}
+    functions["embedding pieces"] = layers.embedding((32, 32, 5), COLUMNS, STORAGES["q4"])
     for single in (True, False):
         functions[f"rms_norm {single}"] = layers.rms_norm(COLUMNS, 1e-5, traits, single=single)
         functions[f"silu_mul {single}"] = layers.silu_mul(COLUMNS, single=single)
@@ -41,6 +42,14 @@ def test_embedding_rows_are_the_stored_rows(storage: str, kernels: dict[str, Ker
     ids = np.array([0, 36, 5, 5], np.int32)
     y = np.full((4, COLUMNS), np.nan, np.float32)
     kernels[f"embedding {storage}"](ids, *packed, y)
+    np.testing.assert_allclose(y, matrix[ids], rtol=1e-5, atol=1e-6)
+
+
+def test_a_table_may_be_in_pieces(kernels: dict[str, Kernel]) -> None:
+    packed, matrix = random_weights(STORAGES["q4"], 69, COLUMNS)
+    ids = np.array([68, 0, 31, 32, 63, 64], np.int32)
+    y = np.full((len(ids), COLUMNS), np.nan, np.float32)
+    kernels["embedding pieces"](ids, *pieces(packed, (32, 32, 5)), y)
     np.testing.assert_allclose(y, matrix[ids], rtol=1e-5, atol=1e-6)
 
 

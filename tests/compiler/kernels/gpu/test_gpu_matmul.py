@@ -1,13 +1,16 @@
 """Multiplications on devices against numpy: every storage, odd shapes, one row to many, everything that can be fused. A
 device that runs on the processor has no threads in lockstep, so repeated runs find races."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from device_kernels import compile_kernels, device_target
 from matmul_checks import STORAGES, check, kernels_of, stored
-from packed_weights import packed_rows
+from packed_weights import packed_rows, pieces, random_weights
 
+from mlc_llm.compiler.kernels.gpu.table import matmul_single
 from mlc_llm.compiler.kernels.operations import Matmul
 from mlc_llm.compiler.kernels.storage import GroupStorage, storage_dtype
 from mlc_llm.compiler.quantization.group import dequantize, quantize
@@ -21,6 +24,27 @@ slow = pytest.mark.slow
 @pytest.mark.parametrize("storage", ["q4", *(pytest.param(name, marks=slow) for name in list(STORAGES)[1:])])
 def test_products_equal_numpy(storage: str, n: int, k: int, kind: str) -> None:
     op = Matmul(n, k, stored(storage, kind))
+    check(op, kernels_of(op, kind), ROWS)
+
+
+def test_a_matrix_may_be_in_pieces(kind: str) -> None:
+    op = Matmul(85, 73, stored("q4", kind), bias=True, residual=True, pieces=(32, 32, 21))
+    traits = device_target(kind).gpu
+    assert traits is not None
+    whole, cut = matmul_single(replace(op, pieces=()), traits), matmul_single(op, traits)
+    kernels = compile_kernels({"whole": whole, "cut": cut}, kind)
+    packed, _ = random_weights(op.storage, 85, 73)
+    rng = np.random.default_rng(1)
+    x, bias, residual = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 1, 73), 85, (1, 1, 85)))
+    results = np.full((2, 1, 1, 85), np.nan, np.float32)
+    kernels["whole"](x, *packed, bias, residual, results[0])
+    kernels["cut"](x, *pieces(packed, op.pieces), bias, residual, results[1])
+    np.testing.assert_array_equal(*results)
+
+
+@slow
+def test_rows_of_all_numbers_may_meet_a_matrix_in_pieces(kind: str) -> None:
+    op = Matmul(85, 73, stored("q4 with minimum", kind), bias=True, residual=True, norm_eps=1e-5, pieces=(64, 21))
     check(op, kernels_of(op, kind), ROWS)
 
 
