@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -12,7 +12,10 @@ from ..runtime.errors import UsageError
 from .artifacts import local_folder
 from .async_engine import AsyncMLCEngine
 from .config import EngineConfig, Mode
+from .server.limits import RequestLimits
 from .server.settings import CrossOrigin, Settings
+
+Fields = TypeVar("Fields", EngineConfig, RequestLimits)
 
 MOST_REQUESTS = 10_000  # in one process that forwards them
 
@@ -27,6 +30,19 @@ def _pairs(value: object) -> object:
     return {key.strip(): text.strip() for key, _, text in items}
 
 
+def _checked(kind: type[Fields], argument: str, given: dict[str, Any]) -> Fields:
+    """`given` as the fields of a dataclass. Raises UsageError."""
+    unknown = given.keys() - kind.__dataclass_fields__.keys()
+    if unknown:
+        wanted = ", ".join(kind.__dataclass_fields__)
+        raise UsageError(f"{argument} has {min(unknown)!r:.80}: expected some of {wanted}")
+    try:
+        return TypeAdapter(kind).validate_python(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(f"{argument}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
 class RayArguments(BaseModel):
     """What `app` is given: what to load, how to serve it, and how many times. All but `model` may be left out.
 
@@ -34,6 +50,7 @@ class RayArguments(BaseModel):
       embedding_model_lib: as of `mlc serve`. Models are compiled: a folder that every replica can read, or `HF://...`.
     - num_threads: of a replica; default: as many as `num_cpus` of `ray_actor_options` where that is given.
     - overrides: other fields of `EngineConfig`, as a mapping or `K=V;K=V`.
+    - limits: what one request may ask for: fields of `RequestLimits`, as a mapping or `K=V;K=V`.
     - api_key, allowed_origins, allowed_hosts, gateway, unity_catalog_url, max_body_size, shutdown_timeout: as of
       `mlc serve`, in bytes and seconds; the key is better given as MLC_SERVE_API_KEY, since Ray's dashboard shows
       arguments.
@@ -59,6 +76,7 @@ class RayArguments(BaseModel):
     embedding_model_lib: str | None = None
     num_threads: int | None = Field(None, ge=1)
     overrides: Annotated[dict[str, Any], BeforeValidator(_pairs)] = {}
+    limits: Annotated[dict[str, Any], BeforeValidator(_pairs)] = {}
     api_key: str | None = Field(None, repr=False)
     allowed_origins: tuple[str, ...] = ("*",)
     allowed_hosts: tuple[str, ...] | None = None
@@ -86,15 +104,7 @@ class RayArguments(BaseModel):
             "num_threads": self.num_threads or cpus or None,
         }
         given = {name: value for name, value in fields.items() if value is not None}
-        unknown = self.overrides.keys() - EngineConfig.__dataclass_fields__.keys()
-        if unknown:
-            wanted = ", ".join(EngineConfig.__dataclass_fields__)
-            raise UsageError(f"overrides has {min(unknown)!r:.80}: expected some of {wanted}")
-        try:
-            return TypeAdapter(EngineConfig).validate_python({**given, **self.overrides})
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise UsageError(f"overrides: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        return _checked(EngineConfig, "overrides", {**given, **self.overrides})
 
     @property
     def settings(self) -> Settings:
@@ -108,6 +118,7 @@ class RayArguments(BaseModel):
             embedding_model_name=self.embedding_model,
             gateway=self.gateway,
             unity_catalog_url=self.unity_catalog_url,
+            limits=_checked(RequestLimits, "limits", self.limits),
             max_body_bytes=self.max_body_size,
             max_concurrent_requests=MOST_REQUESTS,  # Ray counts them
             shutdown_timeout=self.shutdown_timeout,

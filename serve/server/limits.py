@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pydantic_core import to_json
 
-from ...runtime.errors import RequestError
+from ...runtime.errors import RequestError, UsageError
 from ...runtime.sampling_params import MAX_STOP, MAX_TOP_LOGPROBS
 from ..embedding_protocol import MAX_INPUTS, EmbeddingRequest
 from ..protocol import ChatCompletionRequest
@@ -40,6 +40,12 @@ class RequestLimits:
     max_logprobs: int = MAX_TOP_LOGPROBS
     max_grammar_bytes: int = 128 << 10
     max_inputs: int = MAX_INPUTS
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = 0 if name in ("max_stop", "max_logprobs") else 1
+            if value is not None and value < least:
+                raise UsageError(f"{name} is {value}: expected at least {least}")
 
     def apply(self, request: GenerationRequest) -> None:
         """Raise RequestError for what goes beyond; set the limit of tokens where the request has none."""

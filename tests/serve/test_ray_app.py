@@ -19,6 +19,7 @@ from mlc_llm.serve import AsyncMLCEngine, EngineConfig, async_engine
 from mlc_llm.serve.ray_app import Engine, Ingress, RayArguments, Whole, app
 from mlc_llm.serve.ray_arguments import Plan
 from mlc_llm.serve.server.app import create_app
+from mlc_llm.serve.server.limits import RequestLimits
 from mlc_llm.serve.server.replicas import Forwarded, prefix_key
 from mlc_llm.serve.server.settings import Settings
 
@@ -27,9 +28,10 @@ def test_arguments_come_as_text_from_a_command_line() -> None:
     arguments = RayArguments.model_validate(
         {
             "model": "dist/tiny", "num_replicas": "2", "max_batch_size": "8", "ray_actor_options": {"num_cpus": 4},
-            "overrides": "speculative_mode=disable; gpu_memory_utilization=0.5",
+            "overrides": "speculative_mode=disable; gpu_memory_utilization=0.5", "limits": "max_output_tokens=64",
         }
     )  # fmt: skip
+    assert arguments.settings.limits == RequestLimits(max_output_tokens=64)
     assert arguments.scaling() == {"num_replicas": 2, "max_ongoing_requests": 16}
     assert arguments.engine_config == EngineConfig(
         max_num_sequence=8, num_threads=4, gpu_memory_utilization=0.5, speculative_mode="disable"
@@ -49,6 +51,9 @@ def test_bounds_turn_autoscaling_on() -> None:
     [
         ({"overrides": "speed=9"}, "overrides has 'speed': expected some of max_num_sequence"),
         ({"overrides": "speculative_mode=always"}, "overrides: speculative_mode: Input should be 'prompt_lookup'"),
+        ({"limits": "max_n=9"}, "limits has 'max_n': expected some of max_choices"),
+        ({"limits": "max_choices=few"}, "limits: max_choices: Input should be a valid integer"),
+        ({"limits": {"max_choices": 0}}, "max_choices is 0: expected at least 1"),
         ({"num_replicas": 2, "max_replicas": 3}, "num_replicas is 2, and max_replicas asks for autoscaling"),
         ({"api_key": "a b"}, "the API key"),
     ],
