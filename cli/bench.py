@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import FILE_OR_FOLDER, Function, number_option, threads_option
+from .options import FILE_OR_FOLDER, Function, device_option, number_option, threads_option
 from .output import print_columns, print_json, print_table, size
 from .progress import Lines
 
@@ -36,13 +36,7 @@ def counts_option(name: str, *, default: str, help: str) -> Callable[[Function],
 @click.command("bench", short_help="Measure how fast a model runs here.")
 @click.argument("model")
 @click.option("--model-lib", type=FILE_OR_FOLDER, metavar="FILE", help="Model library, instead of the one of MODEL.")
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="DEVICE",
-    help="What to run on: auto, cpu, cuda, opencl:1, ...",
-)
+@device_option()
 @counts_option("--prompt-length", default="512", help="Tokens of the prompts of which prefill is measured.")
 @number_option("--generate", 1, MAX_COUNT, default=128, help="Tokens that each sequence decodes in a round.")
 @counts_option("--batch-size", default="1", help="Sequences that decode together.")

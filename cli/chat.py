@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..runtime.errors import UsageError
-from .options import FILE_OR_FOLDER, quantization_option, threads_option
+from .options import FILE_OR_FOLDER, device_option, quantization_option, threads_option
 
 if TYPE_CHECKING:
     from .session import ChatSession
@@ -27,13 +27,7 @@ MAX_INPUT_BYTES = 16 << 20
 @click.option("--seed", type=int, metavar="N", help="Makes sampling reproducible.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole response as JSON (with -p or a pipe).")
 @click.option("--model-lib", type=FILE_OR_FOLDER, metavar="FILE", help="Model library, instead of the one of MODEL.")
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="DEVICE",
-    help="What to run on: auto, cpu, cuda, opencl:1, ...",
-)
+@device_option()
 @threads_option()
 @quantization_option(default=" For a MODEL that is compiled first, or chosen by name; default: as mlc compile.")
 @click.option("--overrides", default="", metavar="K=V;K=V", help="Change the model's configuration, as in mlc compile.")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import FILE_OR_FOLDER, model_type_option, quantization_option, refuse
+from .options import FILE_OR_FOLDER, device_option, model_type_option, quantization_option, refuse
 from .output import count, print_json, print_table, size
 from .progress import show_progress
 
@@ -16,13 +16,7 @@ if TYPE_CHECKING:
 @click.command("compile", short_help="Compile a model for a device.")
 @click.argument("model")
 @quantization_option(default=" Default: q4f16_1, or a GGUF file's own blocks, or what a compiled folder has.")
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="DEVICE",
-    help="What the library runs on: auto, cpu, cpu:x86-64-v3, opencl, vulkan, ...; see docs/devices.md.",
-)
+@device_option("What the library runs on: auto, cpu, cpu:x86-64-v3, opencl, vulkan, ...; see docs/devices.md.")
 @click.option(
     "-o",
     "--output",

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ..runtime.errors import UsageError
-from .options import FILE_OR_FOLDER, model_type_option, quantization_option, refuse
+from .options import FILE_OR_FOLDER, device_option, model_type_option, quantization_option, refuse
 from .output import count, size
 from .progress import show_progress
 
@@ -17,7 +17,7 @@ SOURCE_FORMATS = ("auto", "huggingface-safetensor", "gguf", "huggingface-torch",
 @quantization_option(required=True)
 @click.option("-o", "--output", type=FILE_OR_FOLDER, required=True, metavar="DIR", help="Folder for the weights.")
 @model_type_option()
-@click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="What quantizes: auto or cpu.")
+@device_option("What quantizes: auto or cpu.")
 @click.option(
     "--source", default="auto", show_default=True, metavar="PATH", help="Where the weights are; auto: where CONFIG is."
 )

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .options import device_option
 from .output import print_columns, print_json, print_table, size
 
 if TYPE_CHECKING:
@@ -11,13 +12,7 @@ if TYPE_CHECKING:
 
 
 @click.command("doctor", short_help="Print which devices work here, and why others do not.")
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="DEVICE",
-    help="Look at this one alone: cpu, cuda, vulkan:1, ... auto: at all of them.",
-)
+@device_option("Look at this one alone: cpu, cuda, vulkan:1, ... auto: at all of them.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(device: str, as_json: bool) -> int:
     """Print which devices this machine has, what they lack, and what can be compiled here.

@@ -40,6 +40,11 @@ def quantization_option(*, required: bool = False, default: str = "") -> Callabl
     )
 
 
+def device_option(help: str = "What to run on: auto, cpu, cuda, opencl:1, ...") -> Callable[[Function], Function]:
+    """`--device`."""
+    return click.option("--device", default="auto", show_default=True, metavar="DEVICE", help=help)
+
+
 def model_type_option() -> Callable[[Function], Function]:
     """`--model-type`."""
     return click.option(

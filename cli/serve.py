@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..runtime.errors import UsageError
-from .options import FILE_OR_FOLDER, number_option, refuse, threads_option
+from .options import FILE_OR_FOLDER, device_option, number_option, refuse, threads_option
 from .serve_options import server_options, settings_of
 
 if TYPE_CHECKING:
@@ -26,13 +26,7 @@ _ENGINE_OVERRIDES: dict[str, tuple[str, Callable[[str], float]]] = {
 @click.command("serve", short_help="Serve a model over HTTP.", context_settings={"auto_envvar_prefix": "MLC_SERVE"})
 @click.argument("model", envvar="MLC_SERVE_MODEL")
 @click.option("--model-lib", type=FILE_OR_FOLDER, metavar="FILE", help="Model library, instead of the one of MODEL.")
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="DEVICE",
-    help="What to run on: auto, cpu, cuda, opencl:1, ...",
-)
+@device_option()
 @click.option(
     "--mode",
     type=click.Choice(["local", "interactive", "server"]),
