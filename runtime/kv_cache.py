@@ -13,6 +13,7 @@ from . import ffi
 from .artifact import KVCacheMetadata
 from .errors import EngineError
 from .ffi_tensor import empty
+from .page_pool import PagePool
 from .staged import Staged
 from .tvm_runtime import Arena, nbytes_of, one_line
 
@@ -59,22 +60,20 @@ class KVCache:
         self.dtype: str = layout.dtype  # of keys and values
         self.max_num_sequence = max_num_sequence
         # each sequence may leave a part of its last page empty
-        self._num_pages = -(-max_total_sequence_length // self.page_size) + max_num_sequence - 1
+        self.num_pages = -(-max_total_sequence_length // self.page_size) + max_num_sequence - 1
         self._sequences: dict[int, _Sequence] = {}
         self._next = 1  # sequence number
-        self._free: dict[int, None] = {}  # pages that have been used, or whose sheet has
-        self._empty_sheets: dict[int, None] = {}  # those of which all pages are in `_free`
         rows = max(max_new_tokens, max_num_sequence)
         tables = [rows, rows, max_num_sequence + 1, max_num_sequence + 1,
-                  max_num_sequence * self._num_pages, max_num_sequence, max_num_sequence + 1]  # fmt: skip
-        sheets, rows_of_sheet = -(-self._num_pages // layout.sheet_pages), layout.sheet_pages * layout.page_size
+                  max_num_sequence * self.num_pages, max_num_sequence, max_num_sequence + 1]  # fmt: skip
+        sheets, rows_of_sheet = -(-self.num_pages // layout.sheet_pages), layout.sheet_pages * layout.page_size
         rows_of_kv = (sheets, layout.num_hidden_layers, 2, layout.num_key_value_heads, rows_of_sheet)
         stored: list[tuple[tuple[int, ...], str]] = [((*rows_of_kv, layout.head_dim), layout.dtype)]
         if layout.dtype == "int8":
             stored.append((rows_of_kv, "float32"))
         arrays = [((size,), "int32") for size in tables] + (stored if device.is_host else [])
         try:
-            if self._num_pages * self.page_size >= _MAX_SLOTS:
+            if self.num_pages * self.page_size >= _MAX_SLOTS:
                 raise EngineError(f"at most {_MAX_SLOTS - 1} can be numbered")
             arena = Arena(sum(Arena.room(nbytes_of(shape, dtype)) for shape, dtype in arrays))
             made = [arena.tensor(shape, dtype) for shape, dtype in arrays]
@@ -83,7 +82,7 @@ class KVCache:
         except (EngineError, ffi.FFIError) as error:
             reason = one_line(error)
             raise EngineError(f"a KV cache of {max_total_sequence_length} tokens failed: {reason}") from None
-        self._owners: list[int] = []  # how many sequences hold a page, of those that were ever used
+        self._pool = PagePool(self.num_pages, layout.sheet_pages)
         self._tables, self._each = staged[:6], staged[6]
         numbers = [table.numbers for table in self._tables]
         self._positions, self._slots, self._query_starts, self._page_starts, self._pages, self._lengths = numbers
@@ -105,15 +104,14 @@ class KVCache:
         """Tokens for which there are free pages, if one sequence took them all."""
         return self.free_pages() * self.page_size
 
-    @property
-    def num_pages(self) -> int:
-        """Pages in all."""
-        return self._num_pages
+    def free_pages(self) -> int:
+        """Pages that nobody holds."""
+        return len(self._pool)
 
     def add(self, pages: Sequence[int] = ()) -> int:
         """A new sequence, which begins with full pages that somebody holds. Raises EngineError when all are taken."""
         sequence = self._add(_Sequence(len(pages) * self.page_size, list(pages)))
-        self.hold(pages)
+        self._pool.hold(pages)
         return sequence
 
     def full_pages(self, sequence: int) -> list[int]:
@@ -123,19 +121,11 @@ class KVCache:
 
     def hold(self, pages: Sequence[int]) -> None:
         """Keep pages of a sequence for longer than it lasts, until they are released."""
-        for page in pages:
-            self._owners[page] += 1
+        self._pool.hold(pages)
 
     def release(self, page: int) -> bool:
         """Hold a page no longer. Returns whether it is free now."""
-        self._owners[page] -= 1
-        if self._owners[page]:
-            return False
-        self._free[page] = None
-        first = page // self._sheet_pages * self._sheet_pages
-        if all(other in self._free for other in range(first, min(first + self._sheet_pages, len(self._owners)))):
-            self._empty_sheets[page // self._sheet_pages] = None
-        return True
+        return self._pool.release(page)
 
     def fork(self, parent: int, position: int) -> int:
         """A new sequence that shares the first `position` tokens of `parent`; both can go on."""
@@ -145,8 +135,7 @@ class KVCache:
         source.room = 0  # its last page may be shared now
         pages = source.pages[: -(-position // self.page_size)]
         sequence = self._add(_Sequence(position, pages))
-        for page in pages:
-            self._owners[page] += 1
+        self._pool.hold(pages)
         return sequence
 
     def remove(self, sequence: int) -> None:
@@ -253,7 +242,7 @@ class KVCache:
         entry = self._get(sequence)
         if not count:
             return 0
-        shared = entry.length % self.page_size and self._owners[entry.pages[-1]] > 1
+        shared = entry.length % self.page_size and self._pool.is_shared(entry.pages[-1])
         return -(-(entry.length + count) // self.page_size) - len(entry.pages) + bool(shared)
 
     def _slots_of(self, entry: _Sequence, start: int) -> "array[int]":
@@ -279,32 +268,6 @@ class KVCache:
         self._sequences[sequence] = entry
         return sequence
 
-    def free_pages(self) -> int:
-        """Pages that nobody holds."""
-        return self._num_pages - len(self._owners) + len(self._free)
-
-    def _take_page(self, before: int) -> int:
-        """A free page: the one that follows page `before` in its sheet, else the first of a sheet that nobody uses, so
-        that texts that grow side by side lie apart. One whose memory is there already if possible."""
-        together, page = self._sheet_pages, before + 1
-        if page % together == 0 or not (page in self._free or page == len(self._owners) < self._num_pages):
-            fresh = -(-len(self._owners) // together) * together
-            if self._empty_sheets:
-                page = self._empty_sheets.popitem()[0] * together
-            elif fresh < self._num_pages:
-                self._free.update(dict.fromkeys(range(len(self._owners), fresh)))
-                self._owners.extend([0] * (fresh - len(self._owners)))
-                page = fresh
-            else:
-                page = next(reversed(self._free)) if self._free else len(self._owners)
-        if page == len(self._owners):
-            self._owners.append(0)
-        else:
-            del self._free[page]
-        self._empty_sheets.pop(page // together, None)
-        self._owners[page] = 1
-        return page
-
     def _open(self, sequences: Sequence[int], entries: Sequence[_Sequence]) -> None:
         """Find out where the next tokens are stored, and how many fit behind them."""
         self.require_room(sequences, [1] * len(sequences))
@@ -318,16 +281,16 @@ class KVCache:
     def _make_writable(self, entry: _Sequence, count: int) -> None:
         """Give a sequence pages of its own for `count` more tokens."""
         index, end = entry.length // self.page_size, entry.length + count
-        if index < len(entry.pages) and count and self._owners[entry.pages[index]] > 1:
-            old, new = entry.pages[index], self._take_page(entry.pages[index - 1] if index else -1)
+        if index < len(entry.pages) and count and self._pool.is_shared(entry.pages[index]):
+            old, new = entry.pages[index], self._pool.take(entry.pages[index - 1] if index else -1)
             self._copy_page(old, new)
-            self._owners[old] -= 1
+            self._pool.release(old)
             entry.pages[index] = new
             self._table_of = []
         missing = -(-end // self.page_size) - len(entry.pages)
         if missing > 0:
             for _ in range(missing):
-                entry.pages.append(self._take_page(entry.pages[-1] if entry.pages else -1))
+                entry.pages.append(self._pool.take(entry.pages[-1] if entry.pages else -1))
             self._table_of = []
 
     def _copy_page(self, old: int, new: int) -> None:
@@ -347,7 +310,7 @@ class KVCache:
     def _drop(self, entry: _Sequence, keep: int) -> None:
         """Give up all pages of a sequence but the first `keep`."""
         for page in reversed(entry.pages[keep:]):
-            self.release(page)
+            self._pool.release(page)
         del entry.pages[keep:]
 
     def _list_pages(self, sequences: Sequence[int]) -> None:
