@@ -2,10 +2,18 @@
 
 import asyncio
 import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import tokenizers
@@ -185,6 +193,70 @@ def test_a_device_whose_tensors_are_smaller_still_is_refused(
     line = f"device {library[0]} takes tensors of at most 2048 bytes, a weight has 4096: run `mlc compile .* --device"
     with pytest.raises(EngineError, match=line):
         Model.load(folder, cut_library, max_num_sequence=1, max_total_sequence_length=64)
+
+
+@contextmanager
+def served(folder: Path, device: str, *options: str) -> Iterator[httpx.Client]:
+    """A client of `mlc serve` with a model on a device; the server ends well when it is told to."""
+    command = [sys.executable, "-m", "mlc_llm", "serve", str(folder), "--device", device, *options]
+    limits = ["--port", "0", "--mode", "server", "--max-total-seq-length", "1024"]
+    with subprocess.Popen([*command, *limits], stdout=subprocess.PIPE, text=True, cwd=folder) as process:
+        assert process.stdout is not None
+        try:
+            ready = re.match(r"(http://\S+) serves ", process.stdout.readline())
+            assert ready is not None
+            with httpx.Client(base_url=ready[1], timeout=300, trust_env=False) as client:
+                yield client
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+    assert process.returncode == 0
+
+
+def streamed(client: httpx.Client, body: dict[str, Any]) -> str:
+    """The text of a streamed answer."""
+    with client.stream("POST", "/v1/chat/completions", json={"stream": True, **body}) as response:
+        events = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    deltas = [choice["delta"] for event in events[:-1] for choice in json.loads(event)["choices"]]
+    return "".join(delta.get("content") or "" for delta in deltas)
+
+
+def answers_at_once(folder: Path, *options: str) -> list[str]:
+    """What a server answers to streams at a time, more than run together and than its cache holds. Some hang up."""
+    forms: list[dict[str, Any]] = [
+        {}, {"logit_bias": {"65": 5.0}}, {"presence_penalty": 0.7}, {"seed": 3, "temperature": 1.2, "top_p": 1e-6},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "strict": True, "schema": SCHEMA}}},
+        {"max_tokens": 60, "ignore_eos": True},
+    ]  # fmt: skip
+    bodies = [
+        {"messages": [{"role": "user", "content": "x" * (25 * i) + str(i)}], "max_tokens": 16, "temperature": 0, **form}
+        for i, form in enumerate(2 * forms)
+    ]
+
+    def hang_up(client: httpx.Client) -> None:
+        body = {"messages": [{"role": "user", "content": "go on"}], "max_tokens": 200, "ignore_eos": True}
+        with client.stream("POST", "/v1/chat/completions", json={"stream": True, **body}) as response:
+            next(response.iter_lines())
+
+    with served(folder, *options) as client, ThreadPoolExecutor(len(bodies) + 2) as threads:
+        gone = [threads.submit(hang_up, client) for _ in range(2)]
+        answers = list(threads.map(lambda body: streamed(client, body), bodies))
+        assert [each.result() for each in gone] == [None, None]
+        assert client.post("/v1/chat/completions", json={**bodies[0], "max_tokens": -1}).status_code == 400
+    return answers
+
+
+@pytest.fixture(scope="module")
+def expected_at_once(folder: Path) -> list[str]:
+    return answers_at_once(folder, "cpu")
+
+
+def test_a_server_answers_many_as_one_on_the_processor(
+    library: tuple[str, Path], folder: Path, expected_at_once: list[str]
+) -> None:
+    device, path = library
+    assert answers_at_once(folder, device, "--model-lib", str(path)) == expected_at_once
 
 
 def test_a_device_that_computes_wrongly_is_noticed(
