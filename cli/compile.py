@@ -78,7 +78,7 @@ def command(
     from ..compiler.compile import CompileOptions, compile_model, plan
 
     if enable_subgroups:
-        raise refuse("--enable-subgroups", "", "subgroups belong to WebGPU, and this version compiles for the CPU")
+        raise refuse("--enable-subgroups", "", "they are for WebGPU, whose kernels here do without")
     if system_lib_prefix not in ("auto", ""):
         raise refuse("--system-lib-prefix", system_lib_prefix, "only static libraries need it, not .so")
     options = CompileOptions(

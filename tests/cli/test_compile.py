@@ -113,7 +113,7 @@ def test_a_dry_run_shows_the_numbers(mlc: Run, calls: list[Any]) -> None:
     ("argv", "line"),
     [
         (["compile", "x", "--enable-subgroups"],
-         "--enable-subgroups: subgroups belong to WebGPU, and this version compiles for the CPU"),
+         "--enable-subgroups: they are for WebGPU, whose kernels here do without"),
         (["compile", "x", "--system-lib-prefix", "a_"],
          "--system-lib-prefix a_: only static libraries need it, not .so"),
         (["convert_weight", "x", "-q", "q0f32", "-o", "o", "--device", "cuda"],
