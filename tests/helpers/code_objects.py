@@ -1,5 +1,6 @@
 """Code objects for AMD's cards: taken out of a library, and looked into without a card."""
 
+import os
 import shutil
 import struct
 import subprocess
@@ -38,6 +39,7 @@ def instructions(code: bytes, name: str, folder: Path) -> str | None:
     """Its text as LLVM disassembles it for an architecture; None where there is no disassembler."""
     program = shutil.which("llvm-objdump-19") or shutil.which("llvm-objdump")
     if program is None:
+        assert not os.environ.get("CI"), "llvm-objdump is not installed: apt install llvm-19"
         return None
     path = folder / "code.hsaco"
     path.write_bytes(code)
