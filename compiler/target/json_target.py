@@ -1,8 +1,9 @@
 """`--device` as TVM describes targets: {"kind": "cuda", "arch": "sm_90", "host": {"mtriple": "aarch64-linux-gnu"}}.
 
 What changes the library: the architecture or processor, the host's triple, the instruction sets of a processor
-("mattr"), limits of workgroups that are lower than usual, the lack of float16 on a Vulkan device, and "largest_buffer",
-which is ours: bytes of a tensor, larger weights are several. What else TVM knows of a kind may be there.
+("mattr"), limits of workgroups that are lower than usual, on Vulkan the lack of float16 and cooperative matrices, and
+"largest_buffer", which is ours: bytes of a tensor, larger weights are several. What else TVM knows of a kind may be
+there.
 """
 
 import json
@@ -42,6 +43,8 @@ def resolve_json(device: str, host: str, resolve: Resolve) -> CompileTarget:
     if kind in ("llvm", "cpu"):
         return _with_attributes(_processor(given, host), given)
     variant = _text(kind, given, _VARIANTS[kind]) if kind in _VARIANTS else ""
+    if kind == "vulkan" and given.get("supports_cooperative_matrix") is True:
+        variant = "cooperative"
     if kind == "metal" and host != "auto" and parse_host(host).system == "ios":
         variant = "ios"
     target = resolve(kind, variant, host)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from ...runtime.errors import EngineError, UsageError
@@ -11,6 +12,8 @@ from .target import CompileTarget, GpuTraits
 
 # Shared memory and threads are what Vulkan devices other than the smallest have (a device must have 16 KB and 128).
 _TRAITS = GpuTraits(max_threads=256, shared_bytes=32 << 10)
+# variant -> matrix units. A library with cooperative matrices runs on devices that have them, and on no others.
+_MATRIX = {"": "", "cooperative": "cooperative"}
 _BUILD = "target.build.vulkan"
 # TVM would compute what two launches have in common before them, on the host: then a kernel is given an offset and
 # cannot know that it is a multiple of four. The emitter computes nothing twice either.
@@ -18,9 +21,9 @@ _PASSES = {"tirx.disable_cse_tir": True}
 
 
 def resolve(variant: str, host: str) -> CompileTarget:
-    """What `--device vulkan` and `--host` mean. Raises UsageError."""
-    if variant:
-        raise UsageError(f"--device vulkan:{variant} is unknown: expected vulkan")
+    """What `--device vulkan:<variant>` and `--host` mean. Raises UsageError."""
+    if variant not in _MATRIX:
+        raise UsageError(f"--device vulkan:{variant} is unknown: expected vulkan or vulkan:cooperative")
     return CompileTarget(
         device="vulkan",
         attributes={
@@ -35,13 +38,14 @@ def resolve(variant: str, host: str) -> CompileTarget:
             "supports_int8": True,
             "supports_int16": True,
             "supports_int64": True,
+            **({"supports_cooperative_matrix": True} if variant == "cooperative" else {}),
         },
         host_triple=host_triple(host),
         lanes=4,  # of any processor of the host's architecture: it packs weights
         vector_registers=16,
         converts_float16=True,
         cpu_features=(),
-        gpu=_TRAITS,
+        gpu=replace(_TRAITS, matrix=_MATRIX[variant]),
     )
 
 

@@ -47,6 +47,9 @@ static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 #define __sinf sinf
 #define __powf powf
 
+// What a device of Vulkan says: its subgroups are any of a workgroup's.
+static inline int subgroup_id() { return (int)(cpu::fibers.size() - 1 - cpu::current) / cpu::kWarp; }
+
 static inline void __syncthreads() { cpu::block.wait((unsigned)cpu::fibers.size()); }
 static inline void __syncwarp(unsigned = 0xffffffffu) { cpu::sync_warp(); }
 static inline unsigned __activemask() { return 0xffffffffu; }

@@ -17,55 +17,58 @@ from tvm.tirx.script.builder import ir as T
 
 from ...target.target import GpuTraits
 from ..operations import Arguments, Matmul
-from ..storage import TILE, tiles
 from .launch import barrier, cell, launch, private, shared, strided
 from .matmul import rows_of, write
-from .matmul_weights import QUAD, QUADS, quad, reader, weight_of
+from .matmul_block import HALF, THREADS, WeightBlock, launch_blocks
+from .matmul_weights import quad
 from .matrix_units import FRAGMENT, MatrixUnits
 from .reduce import sum_of_workgroup
 
-_THREADS = 256
-_STEP = 64  # columns that lie in shared memory
-_HALF = 64  # outputs
-_TILES = 2 * _HALF // TILE
+_COLUMNS = 64  # x is filled up to a multiple of them
 _ROWS = (64, 128)  # of a workgroup
 _WARP_ROWS = 2 * FRAGMENT
 _PADDING = 8  # float16: rows start in different banks
-_X_STRIDE = _STEP + _PADDING
-_WEIGHT_STRIDE = 2 * _HALF + _PADDING
+_WEIGHT_STRIDE = 2 * HALF + _PADDING
 _LEAST_SQUARE = 1e-30  # a row of zeros has a root too
 
 
-def unit_rows(traits: GpuTraits) -> list[int]:
+def unit_rows(traits: GpuTraits, units: MatrixUnits) -> list[int]:
     """How many rows a workgroup may compute, by the shared memory that it has."""
-    return [rows for rows in _ROWS if 2 * (rows * _X_STRIDE + _STEP * _WEIGHT_STRIDE) <= traits.shared_bytes]
+    others = _sums_of_warps(units) * 4 if units.own_memory else 0
+    weights = 2 * units.step * _WEIGHT_STRIDE
+    return [rows for rows in _ROWS if 2 * rows * (units.step + _PADDING) + weights + others <= traits.shared_bytes]
+
+
+def _sums_of_warps(units: MatrixUnits) -> int:
+    """How many sums lie in shared memory on their way to the output: a fragment of each half from each warp."""
+    return THREADS // units.lanes * 2 * FRAGMENT * FRAGMENT
 
 
 class HalfRows:
     """x as float16 in the device's memory, its rows and columns filled up to whole blocks, and each row's factor."""
 
     def __init__(self, op: Matmul, count, most_rows: int) -> None:
-        self.columns = -(-op.padded_columns // _STEP) * _STEP
+        self.columns = -(-op.padded_columns // _COLUMNS) * _COLUMNS
         rows = T.floordiv(count + (most_rows - 1), most_rows) * most_rows
         self.values = T.sblock_alloc_buffer((rows, self.columns), "float16")
         self.factors = T.sblock_alloc_buffer((rows,), "float32")
 
     def write(self, op: Matmul, a: Arguments, count, traits: GpuTraits) -> None:
         """The launch that fills them: a workgroup for each row."""
-        with launch([count], _THREADS) as ((row,), (thread,)):
+        with launch([count], THREADS) as ((row,), (thread,)):
             x, values, factors = (
                 rows_of(a.x, op.in_features),
                 rows_of(self.values, self.columns),
                 rows_of(self.factors, 1),
             )
             squares = cell(0.0)
-            with strided(thread, _THREADS, op.in_features) as i:
+            with strided(thread, THREADS, op.in_features) as i:
                 T.buffer_store(squares, squares[0] + x[row, i] * x[row, i], [0])
-            mean = sum_of_workgroup(squares[0], thread, _THREADS, traits) / T.float32(op.in_features)
+            mean = sum_of_workgroup(squares[0], thread, THREADS, traits) / T.float32(op.in_features)
             root = cell(T.sqrt(mean + T.float32(_LEAST_SQUARE if op.norm_eps is None else op.norm_eps)))
             with T.If(thread == 0), T.Then():
                 T.buffer_store(factors, root[0] if op.norm_eps is None else T.float32(1), [row, 0])
-            with strided(thread, _THREADS, self.columns) as i, T.If(i < op.in_features):
+            with strided(thread, THREADS, self.columns) as i, T.If(i < op.in_features):
                 with T.Then():
                     value = x[row, i] / root[0]
                     value = value if op.norm_eps is None else value * a.norm[i]
@@ -76,95 +79,69 @@ class HalfRows:
 
 def multiply_units(op: Matmul, a: Arguments, x: HalfRows, count, rows: int, units: MatrixUnits) -> None:
     """A launch for all rows, `rows` (of `unit_rows`) in each workgroup; `count` of them, int32."""
-    width = _HALF if op.swiglu else 2 * _HALF
-    grid = [T.floordiv(count + (rows - 1), rows), -(-op.result_features // width)]  # neighbours read the same weights
-    with launch(grid, _THREADS) as ((row_block, column_block), (thread,)):
-        block = _Block(op, a, x, rows, units, column_block, row_block * rows, count, thread)
-        steps = x.columns // _STEP
-        block.fetch(0)
-        with T.serial(0, steps) as step:
-            block.put()
-            barrier()
-            block.fetch(T.min(step + 1, steps - 1))  # on its way while the products are made
-            block.multiply()
-            barrier()
-        block.write()
+    launch_blocks(
+        op, count, rows, x.columns // units.step, lambda *place: _Block(op, a, x, rows, units, count, *place)
+    )  # fmt: skip
 
 
 class _Block:
     """The statements of one thread."""
 
     def __init__(
-        self, op: Matmul, a: Arguments, x: HalfRows, rows: int, matrix_units: MatrixUnits, column_block, first_row,
-        count, thread,
+        self, op: Matmul, a: Arguments, x: HalfRows, rows: int, matrix_units: MatrixUnits, count,
+        column_block, first_row, thread,
     ) -> None:  # fmt: skip
         self.op, self.a, self.rows, self.thread, self.matrix = op, a, rows, thread, matrix_units
         self.column_block, self.first_row, self.count = column_block, first_row, count
         self.x, self.factors = rows_of(x.values, x.columns), rows_of(x.factors, 1)
         self.y = rows_of(a.y, op.result_features)
         self.residual = rows_of(a.residual, op.out_features) if op.residual else None
-        self.reader = reader(op, a.weight, 1)
+        self.step, self.x_stride = matrix_units.step, matrix_units.step + _PADDING
         # flat: TVM would cut columns off that nobody accesses, the padding
-        self.x_block = shared([rows * _X_STRIDE], "float16")
-        self.weights = shared([_STEP * _WEIGHT_STRIDE], "float16")
+        self.x_block = shared([rows * self.x_stride], "float16")
+        self.weights = shared([self.step * _WEIGHT_STRIDE], "float16")
         wide = matrix_units.vector
-        parts = _STEP // wide  # threads that read a row
+        parts = self.step // wide  # threads that read a row
         self.part = T.floormod(thread, parts) * wide
         self.x_values = [(first + T.floordiv(thread, parts), private(wide, "float16"))
-                         for first in range(0, rows, _THREADS // parts)]  # fmt: skip
-        cells = _STEP // self.reader.columns * _TILES * QUADS  # units of 4 rows in a step
-        self.units = [self._place(first + thread) for first in range(0, cells, _THREADS)]
+                         for first in range(0, rows, THREADS // parts)]  # fmt: skip
+        self.weight_block = WeightBlock(op, a, self.step, column_block, thread)
         lanes, down = matrix_units.lanes, rows // _WARP_ROWS
-        warp, self.lane, self.warps = T.floordiv(thread, lanes), T.floormod(thread, lanes), _THREADS // lanes
-        self.warp_row = T.floormod(warp, down) * _WARP_ROWS
-        self.across = _HALF * down // (self.warps * FRAGMENT)  # fragments of a half that a warp computes
-        self.warp_column = T.floordiv(warp, down) * (self.across * FRAGMENT)
+        self.across = HALF * down // (THREADS // lanes * FRAGMENT)  # fragments of a half that a warp computes
+        self.warp = matrix_units.warp(thread)
+        self.warp_row, self.warp_column = self._place(self.warp)
         self.sums = matrix_units.sums(4 * self.across)
         self.left, self.right = matrix_units.left(2), matrix_units.right(2)  # the right ones in turns
 
-    def _place(self, i):
-        """(tile of the block, lane, offset in the step, registers) of the unit that is the i-th of a step."""
-        lane, tile = T.floormod(i, QUADS) * QUAD, T.floormod(T.floordiv(i, QUADS), _TILES)
-        return tile, lane, T.floordiv(i, QUADS * _TILES), self.reader.registers()
-
-    def _tile(self, j):
-        """The number of the block's tile j; past the matrix, any tile."""
-        if not self.op.swiglu:
-            return T.min(self.column_block * _TILES + j, tiles(self.op.out_features) - 1)
-        sets, half = self.op.tile_sets, _TILES // 2
-        number = T.min(self.column_block * half + T.floormod(j, half), sets - 1)
-        return number + T.floordiv(j, half) * sets
+    def _place(self, warp) -> tuple:
+        """The first row and the first column of what a warp computes."""
+        down = self.rows // _WARP_ROWS
+        return T.floormod(warp, down) * _WARP_ROWS, T.floordiv(warp, down) * (self.across * FRAGMENT)
 
     def fetch(self, step) -> None:
-        """Bring the columns of a step to registers: 8 or 16 threads read 128 bytes of a row of x, 4 threads 64 bytes
-        of a tile of weights."""
+        """Bring the columns of a step to registers: 8 or 16 threads read 128 bytes of a row of x."""
         wide = self.matrix.vector
         for m, values in self.x_values:
-            columns = T.ramp(step * _STEP + self.part, 1, wide)
+            columns = T.ramp(step * self.step + self.part, 1, wide)
             T.buffer_store(values, self.x[self.first_row + m, columns], [T.ramp(0, 1, wide)])
-        for tile, lane, offset, unit in self.units:
-            # past the last unit, x is zero
-            number = T.min(step * (_STEP // self.reader.columns) + offset, self.reader.count - 1)
-            self.reader.load(unit, self._tile(tile), lane, number)
+        self.weight_block.fetch(step)
 
     def put(self) -> None:
         """Bring what was fetched to shared memory, weights as float16."""
         wide = self.matrix.vector
         for m, values in self.x_values:
-            T.buffer_store(self.x_block, values[T.ramp(0, 1, wide)], [T.ramp(m * _X_STRIDE + self.part, 1, wide)])
-        for tile, lane, offset, unit in self.units:
-            self.reader.scale(unit)
-            for c in range(self.reader.columns):
-                weight = T.cast(weight_of(unit, self.reader.factor(unit, c)), "float16x4")
-                row = offset * self.reader.columns + c
-                T.buffer_store(self.weights, weight, [quad(row * _WEIGHT_STRIDE + tile * TILE + lane)])
+            T.buffer_store(self.x_block, values[T.ramp(0, 1, wide)], [T.ramp(m * self.x_stride + self.part, 1, wide)])
+        self.weight_block.put(self._put_weight)
+
+    def _put_weight(self, c, n, weight) -> None:
+        T.buffer_store(self.weights, T.cast(weight, "float16x4"), [quad(c * _WEIGHT_STRIDE + n)])
 
     def multiply(self) -> None:
         """Add what is in shared memory to the warp's sums."""
-        for k in range(0, _STEP, FRAGMENT):
+        for k in range(0, self.step, FRAGMENT):
             for i in range(2):
-                start = (self.warp_row + i * FRAGMENT) * _X_STRIDE + k
-                self.matrix.load_left(self.left, i, self.x_block, start, _X_STRIDE)
+                start = (self.warp_row + i * FRAGMENT) * self.x_stride + k
+                self.matrix.load_left(self.left, i, self.x_block, start, self.x_stride)
             for j in range(2 * self.across):
                 start = k * _WEIGHT_STRIDE + self._column(j)
                 self.matrix.load_right(self.right, j % 2, self.weights, start, _WEIGHT_STRIDE)
@@ -173,21 +150,26 @@ class _Block:
 
     def _column(self, j: int):
         """Where the warp's fragment j starts among the block's outputs: the first half's come first."""
-        return self.warp_column + (j // self.across * _HALF + j % self.across * FRAGMENT)
+        return self.warp_column + (j // self.across * HALF + j % self.across * FRAGMENT)
 
     def write(self) -> None:
-        """Write the warp's outputs, by way of shared memory, where weights were: nobody knows which lane has what."""
-        size, lanes = FRAGMENT * FRAGMENT, self.matrix.lanes
-        places = T.decl_buffer((self.warps * 2 * size,), "float32", data=self.weights.data, scope="shared")
-        first = T.floordiv(self.thread, lanes) * (2 * size)
+        """Write the workgroup's outputs, by way of shared memory: nobody knows which lane has what."""
+        size, lanes, count = FRAGMENT * FRAGMENT, self.matrix.lanes, _sums_of_warps(self.matrix)
+        if self.matrix.own_memory:
+            places = shared([count])
+        else:
+            places = T.decl_buffer((count,), "float32", data=self.weights.data, scope="shared")
+        mine, others = (warp * (2 * size) for warp in (self.warp, T.floordiv(self.thread, lanes)))
+        # lanes of other warps may write what a warp has computed
+        self.warp_row, self.warp_column = self._place(T.floordiv(self.thread, lanes))
         for i in range(2):
             for j in range(self.across):
                 for half in range(2):
                     n = (i * 2 + half) * self.across + j
-                    self.matrix.store(self.sums, n, places, first + half * size)
+                    self.matrix.store(self.sums, n, places, mine + half * size)
                 barrier()
-                with strided(self.lane, lanes, size) as e:
-                    values = [places[first + half * size + e] for half in range(2)]
+                with strided(T.floormod(self.thread, lanes), lanes, size) as e:
+                    values = [places[others + half * size + e] for half in range(2)]
                     self._write_output(values, i, j, T.floordiv(e, FRAGMENT), T.floormod(e, FRAGMENT))
                 barrier()
 
@@ -196,7 +178,7 @@ class _Block:
         op = self.op
         row = self.first_row + self.warp_row + i * FRAGMENT + r
         for half in range(1 if op.swiglu else 2):
-            column = self.column_block * (_HALF if op.swiglu else 2 * _HALF) + half * _HALF + self._column(j) + c
+            column = self.column_block * (HALF if op.swiglu else 2 * HALF) + half * HALF + self._column(j) + c
             with T.If(T.And(row < self.count, column < op.result_features)), T.Then():
                 factor = self.factors[row, 0]
                 up = values[1] * factor if op.swiglu else None

@@ -20,6 +20,12 @@ class MatrixUnits(ABC):
 
     lanes = 32  # of a warp
     vector = 8  # float16 that a thread reads at once
+    step = 64  # columns of x and weights that lie in shared memory at a time
+    own_memory = False  # sums need shared memory of their own: it is of one type
+
+    def warp(self, thread):
+        """The number of the warp that computes here, int32."""
+        return T.floordiv(thread, self.lanes)
 
     @abstractmethod
     def sums(self, count: int):
@@ -85,6 +91,16 @@ class Wmma(MatrixUnits):
         T.evaluate(T.tvm_store_matrix_sync(sums.data, *_SHAPE, n, place, FRAGMENT, "row_major"))
 
 
+class Cooperative(Wmma):
+    """Vulkan's cooperative matrices, which our emitter makes of the same fragments. Which threads are a subgroup is the
+    device's choice, and shared memory has one type."""
+
+    step, own_memory = 32, True
+
+    def warp(self, thread):
+        return T.call_pure_extern("int32", "subgroup_id")
+
+
 class Simdgroup(MatrixUnits):
     """Metal's SIMD-group matrices, of 8 x 8: a fragment is four of them, row after row."""
 
@@ -122,7 +138,7 @@ class Simdgroup(MatrixUnits):
             T.evaluate(T.metal.simdgroup_store(sums.data, square, place, FRAGMENT))
 
 
-_UNITS = {"wmma": Wmma, "simdgroup": Simdgroup}
+_UNITS = {"wmma": Wmma, "simdgroup": Simdgroup, "cooperative": Cooperative}
 _SHAPE = (FRAGMENT, FRAGMENT, FRAGMENT)
 _SQUARES = 4
 

@@ -88,7 +88,7 @@ def matmul(op: Matmul, traits: GpuTraits, *, units: bool) -> tirx.PrimFunc:
                     for piece, its_arguments in pieces:
                         multiply_tiles(piece, its_arguments, count, 4)
             else:
-                sizes = unit_rows(traits)
+                sizes = unit_rows(traits, matrix)
                 half_rows = HalfRows(op, batch * seq, max(sizes))
                 with T.If(count > least), T.Then():
                     half_rows.write(op, arguments, count, traits)

@@ -1,16 +1,29 @@
 """The finished module: what nothing needs is dropped, capabilities follow from what is left."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from .code import Code
+from .dtype import UINT32
 from .module import Instruction, Literal, Module, binary, text_literals
-from .spec import MAGIC, ROUND_TO_NEAREST_EVEN, VERSION, Capability, Decoration, Op, Storage
+from .spec import (
+    MAGIC,
+    NON_PRIVATE,
+    ROUND_TO_NEAREST_EVEN,
+    VERSION,
+    WORKGROUP_ACQUIRE_RELEASE,
+    WORKGROUP_AVAILABLE_VISIBLE,
+    Capability,
+    Decoration,
+    Op,
+    Storage,
+)
 from .threads import Threads
 
 # What a kernel is for; other instructions are dropped where nothing of this needs them.
 _EFFECTS = frozenset(
     {Op.STORE, Op.CONTROL_BARRIER, Op.ATOMIC_I_ADD, Op.LOOP_MERGE, Op.SELECTION_MERGE, Op.LABEL, Op.BRANCH,
-     Op.BRANCH_CONDITIONAL, Op.RETURN, Op.UNREACHABLE}
+     Op.BRANCH_CONDITIONAL, Op.RETURN, Op.UNREACHABLE, Op.COOPERATIVE_MATRIX_STORE}
 )  # fmt: skip
 
 # What a device does with 8 and 16 bit numbers that can store but not calculate with them.
@@ -27,7 +40,11 @@ _OF_INSTRUCTION = {
     Op.GROUP_NON_UNIFORM_SHUFFLE_UP: Capability.GROUP_NON_UNIFORM_SHUFFLE_RELATIVE,
     Op.GROUP_NON_UNIFORM_SHUFFLE_DOWN: Capability.GROUP_NON_UNIFORM_SHUFFLE_RELATIVE,
 }
-_EXTENSIONS = {Capability.STORAGE_BUFFER_8BIT_ACCESS: "SPV_KHR_8bit_storage"}
+_EXTENSIONS = {
+    Capability.STORAGE_BUFFER_8BIT_ACCESS: "SPV_KHR_8bit_storage",
+    Capability.VULKAN_MEMORY_MODEL: "SPV_KHR_vulkan_memory_model",
+    Capability.COOPERATIVE_MATRIX: "SPV_KHR_cooperative_matrix",
+}
 
 # Bits of the module's "required features" (blob.py).
 _FEATURES = {
@@ -40,10 +57,11 @@ _FEATURES = {
     Capability.GROUP_NON_UNIFORM_SHUFFLE_RELATIVE: 1 << 5,
     Capability.INT16: 1 << 6,
     Capability.FLOAT64: 1 << 7,
+    Capability.COOPERATIVE_MATRIX: 1 << 8,
 }
 
 _GL_COMPUTE, _LOCAL_SIZE = 5, 17
-_LOGICAL, _GLSL450 = 0, 1
+_LOGICAL, _GLSL450, _VULKAN = 0, 1, 3
 
 
 def assemble(name: str, module: Module, code: Code, threads: Threads) -> tuple[bytes, int]:
@@ -51,11 +69,16 @@ def assemble(name: str, module: Module, code: Code, threads: Threads) -> tuple[b
     void = module.declare(Op.TYPE_VOID, None)
     function_type = module.declare(Op.TYPE_FUNCTION, None, void)
     body = [Instruction(Op.LABEL, None, code.entry, ()), *code.variables, *code.instructions]
+    matrices = any(x.op == Op.COOPERATIVE_MATRIX_STORE for x in body)
+    if matrices:
+        body = _in_vulkans_memory_model(module, body)
     live = _live([*module.declarations, *body], {void, function_type})
     declarations = [x for x in module.declarations if x.result in live]
     body = [x for x in body if x.op in _EFFECTS or x.result in live]
     rounded = _round_stored_halves(module, body)
     capabilities = _capabilities(module, declarations, body)
+    if threads.variables.get("subgroup") in live:
+        capabilities.add(Capability.GROUP_NON_UNIFORM)
 
     main = module.new_id()
     interface = [variable for variable in threads.variables.values() if variable in live]
@@ -67,7 +90,7 @@ def assemble(name: str, module: Module, code: Code, threads: Threads) -> tuple[b
     ]
     head += [
         Instruction(Op.EXT_INST_IMPORT, None, module.glsl, text_literals("GLSL.std.450")),
-        Instruction(Op.MEMORY_MODEL, None, None, (Literal(_LOGICAL), Literal(_GLSL450))),
+        Instruction(Op.MEMORY_MODEL, None, None, (Literal(_LOGICAL), Literal(_VULKAN if matrices else _GLSL450))),
         Instruction(Op.ENTRY_POINT, None, None, (Literal(_GL_COMPUTE), main, *text_literals(name), *interface)),
         Instruction(Op.EXECUTION_MODE, None, None, (main, Literal(_LOCAL_SIZE), *map(Literal, threads.size))),
     ]
@@ -76,6 +99,21 @@ def assemble(name: str, module: Module, code: Code, threads: Threads) -> tuple[b
     end = [Instruction(Op.FUNCTION_END, None, None, ())]
     data = binary((MAGIC, VERSION, 0, module.bound, 0), [*head, *declarations, *function, *body, *end])
     return data, sum({_FEATURES.get(capability, 0) for capability in capabilities})
+
+
+def _in_vulkans_memory_model(module: Module, body: list[Instruction]) -> list[Instruction]:
+    """The same where nothing is shared that does not say so, as cooperative matrices want it."""
+    semantics = module.constant(UINT32, WORKGROUP_ACQUIRE_RELEASE)
+    wanted = module.constant(UINT32, WORKGROUP_AVAILABLE_VISIBLE)
+
+    def said(x: Instruction) -> Instruction:
+        if x.op == Op.CONTROL_BARRIER:
+            return replace(x, operands=tuple(wanted if i == semantics else i for i in x.operands))
+        if x.op in (Op.LOAD, Op.STORE) and module.storage_of[module.type_of[x.operands[0]]] == Storage.WORKGROUP:
+            return replace(x, operands=(*x.operands, Literal(NON_PRIVATE)))
+        return x
+
+    return [said(x) for x in body]
 
 
 def _live(instructions: Iterable[Instruction], roots: set[int]) -> set[int]:
@@ -119,6 +157,8 @@ def _capabilities(module: Module, declarations: list[Instruction], body: list[In
                 small_arrays[x.result] = small
         if x.op in (Op.CONSTANT, Op.CONSTANT_COMPOSITE) and x.type in module.small_types:
             found.add(_SMALL[module.small_types[x.type]])
+        if x.op == Op.TYPE_COOPERATIVE_MATRIX:
+            found |= {Capability.COOPERATIVE_MATRIX, Capability.VULKAN_MEMORY_MODEL}
         if x.op == Op.VARIABLE and x.type in small_arrays:
             small = small_arrays[x.type]
             in_buffer = x.operands[0] == Storage.STORAGE_BUFFER

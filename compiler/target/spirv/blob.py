@@ -6,7 +6,8 @@
     u64 n, n x string               launch tags: "blockIdx.x", "threadIdx.x", ...
     3 x u32                         threads of a workgroup
     u32                             required features, bits: 0 float16 arithmetic, 1 16-bit storage, 2 int64,
-                                    3 8-bit storage, 4 int8, 5 subgroup shuffle, 6 int16, 7 float64
+                                    3 8-bit storage, 4 int8, 5 subgroup shuffle, 6 int16, 7 float64,
+                                    8 cooperative matrices of subgroups of 32 threads
     u32                             bytes of push constants
     string SPIR-V                   one entry point of the kernel's name
 

@@ -8,6 +8,7 @@ from .dtype import BOOL, FLOAT32, UINT32, Dtype, dtype_of
 from .expressions import Expressions, touches_memory
 from .operations import MATHS, SHUFFLES
 from .spec import RELAXED, Glsl, Op, Scope
+from .threads import Threads
 from .trigonometry import cosine, error_function, sine, tanh, times
 from .values import Value, Values
 
@@ -24,8 +25,9 @@ _FROM_FLOAT32: dict[str, Callable[[Values, Value], Value]] = {
 class Intrinsics:
     """Evaluates calls of one kernel."""
 
-    def __init__(self, expressions: Expressions) -> None:
+    def __init__(self, expressions: Expressions, threads: Threads) -> None:
         self._expressions = expressions
+        self._threads = threads
         self._values = expressions.values
         self._rules: dict[str, Callable[[Any, Dtype], Value]] = {
             "if_then_else": self._if_then_else,
@@ -62,8 +64,10 @@ class Intrinsics:
         return self._evaluate(node.args[0])
 
     def _extern(self, node: Any, dtype: Dtype) -> Value:
-        """A function by its name in C: TVM writes "expf" for exp of float32."""
+        """A function by its name in C: TVM writes "expf" for exp of float32; or the number of the thread's subgroup."""
         name = str(node.args[0].value)
+        if name == "subgroup_id":
+            return self._values.cast(self._threads.subgroup(), dtype)
         base = name.removesuffix("f")
         if not dtype.is_float or (base not in MATHS and base not in _FROM_FLOAT32):
             raise self._expressions.unknown(f"function {name}")

@@ -70,8 +70,8 @@ class _Emission:
         self.expressions = Expressions(self.name, self.values)
         self.memory = Memory(self.code, self.values, self.expressions.indexing, list(widths))
         self.expressions.memory = self.memory
-        self.expressions.call = Intrinsics(self.expressions).evaluate
         self.threads = Threads(self.code)
+        self.expressions.call = Intrinsics(self.expressions, self.threads).evaluate
         self.arguments: list[Dtype | None] = []
         self.push_bytes = 0
         parameters: dict[Any, Any] = {}

@@ -134,6 +134,18 @@ class Memory:
         index = self._indexing.plus(self._indexing.scalar(address), offset)
         return self._chain(region, dtype.of(1), *self._indexing.split(index, width))
 
+    def matrix(self, region: Region, address: Address, stride: int) -> tuple[int, int] | None:
+        """The pointer to the first element of a matrix in shared memory whose rows lie `stride` numbers apart, and how
+        many elements apart that is; None where rows do not begin with an element."""
+        if not isinstance(region, Array) or region.storage != Storage.WORKGROUP:
+            return None
+        width = region.width
+        if self._indexing.address_multiple(address) % width or stride % width:
+            return None
+        scalar = width == 1
+        element = self._indexing.scalar(address) if scalar else self._indexing.quotient(address, width)
+        return self._chain(region, region.held.of(width), element), stride // width
+
     def atomic(self, region: Region, dtype: Dtype, address: Address) -> tuple[int, Scope]:
         """The pointer to a number that is changed in place, and who sees the change."""
         if isinstance(region, Binding):

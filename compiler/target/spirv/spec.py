@@ -104,6 +104,10 @@ class Op(IntEnum):
     GROUP_NON_UNIFORM_SHUFFLE_XOR = 346
     GROUP_NON_UNIFORM_SHUFFLE_UP = 347
     GROUP_NON_UNIFORM_SHUFFLE_DOWN = 348
+    TYPE_COOPERATIVE_MATRIX = 4456  # SPV_KHR_cooperative_matrix, as the next three
+    COOPERATIVE_MATRIX_LOAD = 4457
+    COOPERATIVE_MATRIX_STORE = 4458
+    COOPERATIVE_MATRIX_MUL_ADD = 4459
 
 
 class Glsl(IntEnum):
@@ -154,6 +158,8 @@ class Capability(IntEnum):
     GROUP_NON_UNIFORM_SHUFFLE_RELATIVE = 66
     STORAGE_BUFFER_16BIT_ACCESS = 4433
     STORAGE_BUFFER_8BIT_ACCESS = 4448
+    VULKAN_MEMORY_MODEL = 5345
+    COOPERATIVE_MATRIX = 6022
 
 
 class Decoration(IntEnum):
@@ -188,8 +194,10 @@ class Scope(IntEnum):
     SUBGROUP = 3
 
 
-BUILT_IN = {"blockIdx": 26, "threadIdx": 27}  # WorkgroupId, LocalInvocationId
+BUILT_IN = {"blockIdx": 26, "threadIdx": 27, "subgroup": 40}  # WorkgroupId, LocalInvocationId, SubgroupId
 WORKGROUP_ACQUIRE_RELEASE = 0x108  # memory semantics: AcquireRelease | WorkgroupMemory
+WORKGROUP_AVAILABLE_VISIBLE = 0x6108  # the same and MakeAvailable | MakeVisible, which Vulkan's memory model asks for
+NON_PRIVATE = 0x20  # memory operand: others see it at the next barrier
 RELAXED = 0
 ROUND_TO_NEAREST_EVEN = 0
 UNROLL = 1  # loop control

@@ -5,6 +5,7 @@ from typing import Any
 
 from .dtype import INT32, UINT32, Dtype, dtype_of
 from .expressions import Expressions
+from .matrices import Matrices
 from .memory import Array
 from .spec import WORKGROUP_ACQUIRE_RELEASE, Op, Scope, Storage
 from .threads import Threads
@@ -28,6 +29,7 @@ class Statements:
         self._code = expressions.code
         self._threads = threads
         self._parameters = parameters  # handles -> bindings
+        self._matrices = Matrices(expressions)
         self._rules: dict[str, Callable[[Any], None]] = {
             "SeqStmt": self._sequence,
             "AttrStmt": self._attribute,
@@ -49,6 +51,7 @@ class Statements:
             "break_loop": lambda call: self._code.leave_loop(),
             "continue_loop": lambda call: self._code.next_pass(),
             "assume": lambda call: None,
+            **self._matrices.effects,
         }
 
     def emit(self, node: Any) -> None:
@@ -98,6 +101,8 @@ class Statements:
             if type(extent).__name__ != "IntImm":
                 raise self._expressions.unknown(f"buffer {buffer.name} of a size that is not constant")
             count *= int(extent.value)
+        if dtype is not None and self._matrices.allocate(buffer, scope, dtype, count):
+            return
         if scope not in _ARRAYS or dtype is None:
             raise self._expressions.unknown(f"buffer {buffer.name} of {buffer.ty.dtype} in {scope}")
         self._expressions.buffers[buffer] = self._expressions.memory.add_array(_ARRAYS[scope], dtype, count)

@@ -21,7 +21,7 @@ class Threads:
     def knows(self, tag: str) -> bool:
         """Whether a tag is an axis of workgroups or threads."""
         name, _, axis = tag.partition(".")
-        return name in BUILT_IN and axis in tuple(_AXES)
+        return name in ("blockIdx", "threadIdx") and axis in tuple(_AXES)
 
     def index(self, tag: str, extent: int | None) -> Value:
         """The index along an axis ("threadIdx.x")."""
@@ -29,12 +29,20 @@ class Threads:
         if name == "threadIdx" and extent is not None:
             self.size[_AXES.index(axis)] = extent
         vector = self._module.type(UINT32.of(3))
-        if name not in self.variables:
-            pointer = self._module.pointer(Storage.INPUT, vector)
-            variable = self._module.declare(Op.VARIABLE, pointer, Literal(Storage.INPUT), key=(name,))
-            self._module.decorate(variable, Decoration.BUILT_IN, BUILT_IN[name])
-            self.variables[name] = variable
-        loaded = self._code.pure(Op.LOAD, vector, self.variables[name])
+        loaded = self._code.pure(Op.LOAD, vector, self._variable(name, vector))
         scalar = self._module.type(UINT32)
         place = Literal(_AXES.index(axis))
         return Value(UINT32, (self._code.pure(Op.COMPOSITE_EXTRACT, scalar, loaded, place),))
+
+    def subgroup(self) -> Value:
+        """The number of the thread's subgroup in its workgroup."""
+        scalar = self._module.type(UINT32)
+        return Value(UINT32, (self._code.pure(Op.LOAD, scalar, self._variable("subgroup", scalar)),))
+
+    def _variable(self, name: str, kind: int) -> int:
+        if name not in self.variables:
+            pointer = self._module.pointer(Storage.INPUT, kind)
+            variable = self._module.declare(Op.VARIABLE, pointer, Literal(Storage.INPUT), key=(name,))
+            self._module.decorate(variable, Decoration.BUILT_IN, BUILT_IN[name])
+            self.variables[name] = variable
+        return self.variables[name]

@@ -24,6 +24,9 @@ enum Feature : uint32_t {
 };
 constexpr uint32_t kAllFeatures = (1u << 9) - 1;
 
+// Of a cooperative matrix in a kernel: its rows and columns, and the threads of a subgroup, which hold it.
+constexpr uint32_t kMatrixSide = 16, kMatrixSubgroup = 32;
+
 // "float16, int64": the features in words.
 std::string FeatureNames(uint32_t features);
 

@@ -20,6 +20,7 @@ constexpr const char* kSubgroupTypes = "VK_KHR_shader_subgroup_extended_types";
 constexpr const char* kMemoryModel = "VK_KHR_vulkan_memory_model";
 constexpr const char* kDriverProperties = "VK_KHR_driver_properties";
 constexpr const char* kMatrix = "VK_KHR_cooperative_matrix";
+constexpr const char* kSubgroupSizes = "VK_EXT_subgroup_size_control";
 constexpr const char* kMemoryBudget = "VK_EXT_memory_budget";
 
 // MLC_VULKAN_UNIFIED=0 has tensors of an integrated GPU or CPU written as those of a GPU with its own memory.
@@ -75,6 +76,8 @@ std::string Driver::Start() {
   if (functions_.function == nullptr) return "the Vulkan loader has no function " #function;
   MLC_VULKAN_INSTANCE_FUNCTIONS(MLC_FIND)
 #undef MLC_FIND
+  matrix_properties_ = reinterpret_cast<decltype(matrix_properties_)>(
+      find(instance_, "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR"));
   return "";
 }
 
@@ -174,11 +177,36 @@ void Driver::InspectFeatures(DeviceInfo* info, const VkPhysicalDeviceSubgroupPro
   set(subgroups, kSubgroup);
   set(chain.core.features.shaderInt16, kInt16);
   set(chain.core.features.shaderFloat64, kFloat64);
-  set(chain.matrix.cooperativeMatrix && chain.memory_model.vulkanMemoryModel, kCooperativeMatrix);
+  set(HasMatrices(*info, chain), kCooperativeMatrix);
+}
+
+bool Driver::HasMatrices(const DeviceInfo& info, const FeatureChain& chain) const {
+  bool can = chain.matrix.cooperativeMatrix && chain.memory_model.vulkanMemoryModel && chain.sizes.subgroupSizeControl &&
+             chain.sizes.computeFullSubgroups;
+  if (!can || matrix_properties_ == nullptr) return false;
+  VkPhysicalDeviceProperties2 properties{VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2};
+  VkPhysicalDeviceSubgroupSizeControlProperties sizes{
+      VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES};
+  Link(&properties, &sizes);
+  functions_.vkGetPhysicalDeviceProperties2(info.handle, &properties);
+  if (kMatrixSubgroup < sizes.minSubgroupSize || kMatrixSubgroup > sizes.maxSubgroupSize ||
+      !(sizes.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT)) {
+    return false;
+  }
+  uint32_t count = 0;
+  if (matrix_properties_(info.handle, &count, nullptr) != VK_SUCCESS) return false;
+  std::vector<VkCooperativeMatrixPropertiesKHR> kinds(count, {VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR});
+  if (matrix_properties_(info.handle, &count, kinds.data()) != VK_SUCCESS) return false;
+  return std::any_of(kinds.begin(), kinds.begin() + count, [](const VkCooperativeMatrixPropertiesKHR& kind) {
+    return kind.MSize == kMatrixSide && kind.NSize == kMatrixSide && kind.KSize == kMatrixSide &&
+           kind.AType == VK_COMPONENT_TYPE_FLOAT16_KHR && kind.BType == VK_COMPONENT_TYPE_FLOAT16_KHR &&
+           kind.CType == VK_COMPONENT_TYPE_FLOAT32_KHR && kind.ResultType == VK_COMPONENT_TYPE_FLOAT32_KHR &&
+           kind.scope == VK_SCOPE_SUBGROUP_KHR;
+  });
 }
 
 void Driver::ReadFeatures(const DeviceInfo& info, FeatureChain* chain, std::vector<const char*>* extensions) const {
-  bool has12 = info.properties.apiVersion >= api_version(1, 2);
+  bool has12 = info.properties.apiVersion >= api_version(1, 2), has13 = info.properties.apiVersion >= api_version(1, 3);
   auto add = [&](auto* structure, const char* extension, bool in_core) {
     if (!in_core && !info.Knows(extension)) return;
     if (!in_core) extensions->push_back(extension);
@@ -189,6 +217,7 @@ void Driver::ReadFeatures(const DeviceInfo& info, FeatureChain* chain, std::vect
   add(&chain->small, kFloat16Int8, has12);
   add(&chain->subgroup, kSubgroupTypes, has12);
   add(&chain->memory_model, kMemoryModel, has12);
+  add(&chain->sizes, kSubgroupSizes, has13);
   add(&chain->matrix, kMatrix, false);
   if (info.Knows(kMemoryBudget)) extensions->push_back(kMemoryBudget);
   functions_.vkGetPhysicalDeviceFeatures2(info.handle, &chain->core);

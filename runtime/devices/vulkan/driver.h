@@ -25,6 +25,7 @@ struct FeatureChain {
       VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_SUBGROUP_EXTENDED_TYPES_FEATURES};
   VkPhysicalDeviceVulkanMemoryModelFeatures memory_model{
       VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_MEMORY_MODEL_FEATURES};
+  VkPhysicalDeviceSubgroupSizeControlFeatures sizes{VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES};
   VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrix{
       VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR};
 
@@ -61,9 +62,13 @@ class Driver {
   std::string FindDevices();
   bool Inspect(VkPhysicalDevice handle, DeviceInfo* info) const;
   void InspectFeatures(DeviceInfo* info, const VkPhysicalDeviceSubgroupProperties& subgroup) const;
+  // Whether kernels find the cooperative matrices that they are compiled for, in subgroups of kMatrixSubgroup threads.
+  bool HasMatrices(const DeviceInfo& info, const FeatureChain& chain) const;
 
   DriverLibrary library_;
   VkInstance instance_ = nullptr;
+  // Of an extension that few loaders knew: null where this one does not.
+  VkResult (*matrix_properties_)(VkPhysicalDevice, uint32_t*, VkCooperativeMatrixPropertiesKHR*) = nullptr;
   InstanceFunctions functions_;
   std::vector<DeviceInfo> devices_;
   std::string problem_;

@@ -64,6 +64,10 @@ void Kernel::CheckDevice(const DeviceInfo& device) const {
       Fail("kernel ", info.name, ": ", value, " ", what..., ", ", device.name, " allows ", limit, " (", name, ")");
     }
   };
+  if (beside_matrices && !(device.features & kCooperativeMatrix)) {  // at the first kernel, not after a while
+    Fail("the library multiplies with cooperative matrices (float16, ", kMatrixSide, " x ", kMatrixSide,
+         ", subgroups of ", kMatrixSubgroup, " threads), ", device.name, " lacks them: compile it for --device vulkan");
+  }
   if (uint32_t missing = features & ~device.features) {
     Fail("kernel ", info.name, ": ", device.name, " lacks ", FeatureNames(missing),
          ": compile the library for a device without it");

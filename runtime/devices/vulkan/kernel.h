@@ -15,6 +15,7 @@ struct Kernel {
   KernelInfo info;
   uint32_t workgroup[3] = {1, 1, 1};     // its threads
   uint32_t features = 0;                 // bits of Feature
+  bool beside_matrices = false;          // another kernel of the library uses cooperative matrices
   uint32_t push_constants = 0;           // bytes of its scalars
   std::vector<uint32_t> scalar_offsets;  // of each argument among them; unused for buffers
   size_t buffers = 0;

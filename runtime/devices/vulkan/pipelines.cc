@@ -64,6 +64,13 @@ void Pipelines::Build(const Kernel& kernel, Pipeline* pipeline) {
   create.stage.stage = VK_SHADER_STAGE_COMPUTE_BIT;
   create.stage.module = shader;
   create.stage.pName = kernel.shader.entry_point.c_str();
+  VkPipelineShaderStageRequiredSubgroupSizeCreateInfo subgroup{
+      VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO};
+  if (kernel.features & kCooperativeMatrix) {
+    subgroup.requiredSubgroupSize = kMatrixSubgroup;
+    create.stage.pNext = &subgroup;
+    create.stage.flags = VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT;
+  }
   create.layout = pipeline->layout;
   create.basePipelineIndex = -1;
   VkResult result = functions_.vkCreateComputePipelines(device_, cache_, 1, &create, nullptr, &pipeline->pipeline);

@@ -112,6 +112,11 @@ class VulkanModule final : public ffi::ModuleObj {
       }
     }
     reader.ExpectEnd();
+    bool matrices = false;
+    for (const std::unique_ptr<Kernel>& kernel : kernels_) matrices |= (kernel->features & kCooperativeMatrix) != 0;
+    for (const std::unique_ptr<Kernel>& kernel : kernels_) {
+      kernel->beside_matrices = matrices && !(kernel->features & kCooperativeMatrix);
+    }
   }
 
   ~VulkanModule() {

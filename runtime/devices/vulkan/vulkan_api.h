@@ -99,8 +99,12 @@ enum VkStructureType : int32_t {
   VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_8BIT_STORAGE_FEATURES = 1000177000,
   VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES = 1000196000,
   VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_MEMORY_MODEL_FEATURES = 1000211000,
+  VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES = 1000225000,
+  VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO = 1000225001,
+  VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES = 1000225002,
   VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT = 1000237000,
   VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR = 1000506000,
+  VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR = 1000506001,
 };
 
 enum VkPhysicalDeviceType : int32_t {
@@ -135,6 +139,14 @@ enum VkFlagBits : uint32_t {
   VK_SUBGROUP_FEATURE_BASIC_BIT = 1,
   VK_SUBGROUP_FEATURE_ARITHMETIC_BIT = 4,
   VK_SUBGROUP_FEATURE_SHUFFLE_BIT = 0x10,
+  VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT = 2,
+};
+
+// Of a cooperative matrix: its elements, and who holds it.
+enum VkMatrixTrait : int32_t {
+  VK_COMPONENT_TYPE_FLOAT16_KHR = 0,
+  VK_COMPONENT_TYPE_FLOAT32_KHR = 1,
+  VK_SCOPE_SUBGROUP_KHR = 3,
 };
 
 enum VkSharingMode : int32_t { VK_SHARING_MODE_EXCLUSIVE = 0 };
@@ -458,6 +470,42 @@ struct VkPhysicalDeviceCooperativeMatrixFeaturesKHR {
   void* pNext;
   VkBool32 cooperativeMatrix;
   VkBool32 cooperativeMatrixRobustBufferAccess;
+};
+
+struct VkCooperativeMatrixPropertiesKHR {
+  VkStructureType sType;
+  void* pNext;
+  uint32_t MSize;
+  uint32_t NSize;
+  uint32_t KSize;
+  VkMatrixTrait AType;
+  VkMatrixTrait BType;
+  VkMatrixTrait CType;
+  VkMatrixTrait ResultType;
+  VkBool32 saturatingAccumulation;
+  VkMatrixTrait scope;
+};
+
+struct VkPhysicalDeviceSubgroupSizeControlFeatures {
+  VkStructureType sType;
+  void* pNext;
+  VkBool32 subgroupSizeControl;
+  VkBool32 computeFullSubgroups;
+};
+
+struct VkPhysicalDeviceSubgroupSizeControlProperties {
+  VkStructureType sType;
+  void* pNext;
+  uint32_t minSubgroupSize;
+  uint32_t maxSubgroupSize;
+  uint32_t maxComputeWorkgroupSubgroups;
+  VkFlags requiredSubgroupSizeStages;
+};
+
+struct VkPipelineShaderStageRequiredSubgroupSizeCreateInfo {
+  VkStructureType sType;
+  void* pNext;
+  uint32_t requiredSubgroupSize;
 };
 
 struct VkQueueFamilyProperties {
