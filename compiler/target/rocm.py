@@ -60,6 +60,7 @@ def resolve(variant: str, host: str) -> CompileTarget:
     find_lld()
     architectures = list(dict.fromkeys(named))
     warps = {_wavefront(name) for name in architectures}
+    units = {_matrix_units(name) for name in architectures}
     return RocmTarget(
         device="rocm",
         attributes={
@@ -77,11 +78,12 @@ def resolve(variant: str, host: str) -> CompileTarget:
         vector_registers=16,
         converts_float16=True,
         cpu_features=(),
-        # lanes of cards with different wavefronts are not to be relied on
+        # what only some of the cards have is not to be relied on
         gpu=GpuTraits(
             max_threads=_THREADS,
             shared_bytes=_SHARED,
             subgroup=warps.pop() if len(warps) == 1 else 0,
+            matrix=units.pop() if len(units) == 1 else "",
             largest_buffer=NO_LIMIT,
         ),
     )
@@ -90,6 +92,13 @@ def resolve(variant: str, host: str) -> CompileTarget:
 def _wavefront(architecture: str) -> int:
     """Lanes that run together: 64 up to gfx9 (GCN and CDNA), 32 on what came after (RDNA)."""
     return 64 if int(architecture[3:-2]) < 10 else 32
+
+
+def _matrix_units(architecture: str) -> str:
+    """The matrix units of a card: CDNA's, RDNA3's, or none (RDNA4's have another layout)."""
+    if re.fullmatch(r"gfx(908|90a|94\d|950)", architecture):
+        return "mfma"
+    return "wmma_rdna" if re.fullmatch(r"gfx11\d\d", architecture) else ""
 
 
 @contextmanager

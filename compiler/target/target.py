@@ -28,7 +28,8 @@ class GpuTraits:
     # bytes of a tensor; a larger weight is several. What every device of OpenCL 1.2, Vulkan and WebGPU has, but the
     # smallest: CL_DEVICE_MAX_MEM_ALLOC_SIZE, maxStorageBufferRange, maxStorageBufferBindingSize
     largest_buffer: int = 128 << 20
-    matrix: str = ""  # matrix units: "wmma" (CUDA), "simdgroup" (Metal), "cooperative" (Vulkan); "": none
+    # matrix units: "wmma" (CUDA), "simdgroup" (Metal), "cooperative" (Vulkan), "mfma", "wmma_rdna" (ROCm); "": none
+    matrix: str = ""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ class CpuCompiler:
 
     name = "g++"
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, lanes: int) -> None:
+        self._folder, self._lanes = folder, lanes
         for header in _HEADERS:
             (folder / header).write_text("")
         self._count = 0
@@ -35,7 +35,15 @@ class CpuCompiler:
         text, library = (self._folder / f"kernels{self._count}.{end}" for end in ("cc", "so"))
         source = re.sub(r"__shared__ (alignas\(\d+\))", r"\1 __shared__", source)  # the order that C++ wants
         text.write_text(source + "".join(_launcher(*found.groups()) for found in _KERNEL.finditer(source)))
-        options = ["-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{self._folder}"]
+        options = [
+            "-std=c++17",
+            "-O1",
+            "-w",
+            "-fPIC",
+            "-shared",
+            f"-I{self._folder}",
+            f"-DLANES_OF_A_WARP={self._lanes}",
+        ]
         options += ["-include", str(_HERE / "cuda_on_cpu.h")]
         subprocess.run(["g++", *options, "-o", str(library), str(text)], check=True)
         return {FAT_BINARY: b"HOSTCODE" + str(library).encode() + b"\0"}
@@ -45,7 +53,8 @@ def _launcher(name: str, parameters: str) -> str:
     types = [re.sub(r"\s*(__restrict__\s*)?\w+$", "", p.strip()) for p in parameters.split(",")]
     values = ", ".join(f"*(({kind}*)a[{i}])" for i, kind in enumerate(types))
     signature = f"void launch_{name}(const unsigned* grid, const unsigned* block, void** a)"
-    return f'\nextern "C" {signature} {{ cpu::run(grid, block, [=] {{ {name}({values}); }}); }}\n'
+    sizes = f"extern const unsigned sizes_{name}[] = {{{''.join(f'sizeof({kind}), ' for kind in types)}0}};"
+    return f'\nextern "C" {{ {sizes} {signature} {{ cpu::run(grid, block, [=] {{ {name}({values}); }}); }} }}\n'
 
 
 def build_stubs(folder: Path) -> None:
@@ -57,11 +66,12 @@ def build_stubs(folder: Path) -> None:
         subprocess.run([*command, str(_HERE / "stub_cuda.c"), "-ldl"], check=True)
 
 
-def install(folder: Path) -> None:
-    """Give this process its card. There is no way back: for processes of their own. `folder` outlives them."""
+def install(folder: Path, lanes: int = 32) -> None:
+    """Give this process its card, with so many lanes in a warp. There is no way back: for processes of their own.
+    `folder` outlives them."""
     build_stubs(folder)
     for name in ("libcuda.so.1", "libcudart.so.13"):
         ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL)
-    compiler = CpuCompiler(folder)
+    compiler = CpuCompiler(folder, lanes)
     target.find_compiler = lambda: compiler
     cuda._cuda_runtime = lambda: str(folder / "libcudart.so.13")

@@ -1,5 +1,5 @@
 // Threads of a device on a processor: a block at a time, threads as fibers that are switched at barriers and exchanges.
-// A warp has 32 lanes and no lockstep.
+// A warp has no lockstep; its lanes are 32 unless something else is said.
 #pragma once
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +13,10 @@ struct Extents { unsigned x, y, z; };
 static Extents threadIdx, blockIdx, blockDim, gridDim;
 
 namespace cpu {
-constexpr int kWarp = 32;
+#ifndef LANES_OF_A_WARP
+#define LANES_OF_A_WARP 32
+#endif
+constexpr int kWarp = LANES_OF_A_WARP;
 struct Fiber { ucontext_t context; bool finished; };
 static ucontext_t scheduler;
 static std::vector<Fiber> fibers;

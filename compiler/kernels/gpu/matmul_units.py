@@ -20,7 +20,7 @@ from ..operations import Arguments, Matmul
 from .launch import barrier, cell, launch, private, shared, strided
 from .matmul import rows_of, write
 from .matmul_block import HALF, THREADS, WeightBlock, launch_blocks
-from .matmul_weights import quad
+from .matmul_weights import QUAD, quad
 from .matrix_units import FRAGMENT, MatrixUnits
 from .reduce import sum_of_workgroup
 
@@ -28,15 +28,19 @@ _COLUMNS = 64  # x is filled up to a multiple of them
 _ROWS = (64, 128)  # of a workgroup
 _WARP_ROWS = 2 * FRAGMENT
 _PADDING = 8  # float16: rows start in different banks
-_WEIGHT_STRIDE = 2 * HALF + _PADDING
 _LEAST_SQUARE = 1e-30  # a row of zeros has a root too
 
 
 def unit_rows(traits: GpuTraits, units: MatrixUnits) -> list[int]:
     """How many rows a workgroup may compute, by the shared memory that it has."""
     others = _sums_of_warps(units) * 4 if units.own_memory else 0
-    weights = 2 * units.step * _WEIGHT_STRIDE
+    weights = 2 * _weight_places(units)
     return [rows for rows in _ROWS if 2 * rows * (units.step + _PADDING) + weights + others <= traits.shared_bytes]
+
+
+def _weight_places(units: MatrixUnits) -> int:
+    """How many float16 the weights of a step take in shared memory."""
+    return 2 * HALF * (units.step + _PADDING) if units.turned else units.step * (2 * HALF + _PADDING)
 
 
 def _sums_of_warps(units: MatrixUnits) -> int:
@@ -99,7 +103,8 @@ class _Block:
         self.step, self.x_stride = matrix_units.step, matrix_units.step + _PADDING
         # flat: TVM would cut columns off that nobody accesses, the padding
         self.x_block = shared([rows * self.x_stride], "float16")
-        self.weights = shared([self.step * _WEIGHT_STRIDE], "float16")
+        self.weights = shared([_weight_places(matrix_units)], "float16")
+        self.weight_stride = self.x_stride if matrix_units.turned else 2 * HALF + _PADDING
         wide = matrix_units.vector
         parts = self.step // wide  # threads that read a row
         self.part = T.floormod(thread, parts) * wide
@@ -134,7 +139,18 @@ class _Block:
         self.weight_block.put(self._put_weight)
 
     def _put_weight(self, c, n, weight) -> None:
-        T.buffer_store(self.weights, T.cast(weight, "float16x4"), [quad(c * _WEIGHT_STRIDE + n)])
+        weight = T.cast(weight, "float16x4")
+        if not self.matrix.turned:
+            T.buffer_store(self.weights, weight, [quad(self._weight_place(c, n))])
+            return
+        numbers = private(QUAD, "float16")
+        T.buffer_store(numbers, weight, [quad(0)])
+        for i in range(QUAD):
+            T.buffer_store(self.weights, numbers[i], [self._weight_place(c, n + i)])
+
+    def _weight_place(self, c, n):
+        """Where the weight of a column of the step and an output of the block lies."""
+        return n * self.weight_stride + c if self.matrix.turned else c * self.weight_stride + n
 
     def multiply(self) -> None:
         """Add what is in shared memory to the warp's sums."""
@@ -143,8 +159,8 @@ class _Block:
                 start = (self.warp_row + i * FRAGMENT) * self.x_stride + k
                 self.matrix.load_left(self.left, i, self.x_block, start, self.x_stride)
             for j in range(2 * self.across):
-                start = k * _WEIGHT_STRIDE + self._column(j)
-                self.matrix.load_right(self.right, j % 2, self.weights, start, _WEIGHT_STRIDE)
+                start = self._weight_place(k, self._column(j))
+                self.matrix.load_right(self.right, j % 2, self.weights, start, self.weight_stride)
                 for i in range(2):
                     self.matrix.multiply(self.sums, i * 2 * self.across + j, self.left, i, self.right, j % 2)
 
@@ -153,7 +169,22 @@ class _Block:
         return self.warp_column + (j // self.across * HALF + j % self.across * FRAGMENT)
 
     def write(self) -> None:
-        """Write the workgroup's outputs, by way of shared memory: nobody knows which lane has what."""
+        """Write the workgroup's outputs."""
+        if not self.matrix.places(0):
+            self._write_through_memory()
+            return
+        for i in range(2):
+            for j in range(self.across):
+                each = [self.matrix.places(self._sums_of(i, j, half)) for half in range(2)]
+                for (left, r, c), (right, _, _) in zip(*each, strict=True):
+                    self._write_output([self.sums[left], self.sums[right]], i, j, r, c)
+
+    def _sums_of(self, i: int, j: int, half: int) -> int:
+        """The number of the warp's sums (i, j) of a half."""
+        return (i * 2 + half) * self.across + j
+
+    def _write_through_memory(self) -> None:
+        """Write the outputs by way of shared memory: nobody knows which lane has what."""
         size, lanes, count = FRAGMENT * FRAGMENT, self.matrix.lanes, _sums_of_warps(self.matrix)
         if self.matrix.own_memory:
             places = shared([count])
@@ -165,8 +196,7 @@ class _Block:
         for i in range(2):
             for j in range(self.across):
                 for half in range(2):
-                    n = (i * 2 + half) * self.across + j
-                    self.matrix.store(self.sums, n, places, mine + half * size)
+                    self.matrix.store(self.sums, self._sums_of(i, j, half), places, mine + half * size)
                 barrier()
                 with strided(T.floormod(self.thread, lanes), lanes, size) as e:
                     values = [places[others + half * size + e] for half in range(2)]

@@ -22,6 +22,7 @@ class MatrixUnits(ABC):
     vector = 8  # float16 that a thread reads at once
     step = 64  # columns of x and weights that lie in shared memory at a time
     own_memory = False  # sums need shared memory of their own: it is of one type
+    turned = False  # right factors lie in shared memory column after column
 
     def warp(self, thread):
         """The number of the warp that computes here, int32."""
@@ -45,20 +46,34 @@ class MatrixUnits(ABC):
 
     @abstractmethod
     def load_right(self, fragments, i: int, source, start, stride: int) -> None:
-        """The same for a right factor."""
+        """The same for a right factor; if `turned`, its columns follow one another at a distance of `stride`."""
 
     @abstractmethod
     def multiply(self, sums, n: int, left, i: int, right, j: int) -> None:
         """Add the product of fragments i and j to the sums n."""
 
-    @abstractmethod
     def store(self, sums, n: int, target, start) -> None:
-        """Write the sums n to shared memory, float32, row after row."""
+        """Write the sums n to shared memory, float32, row after row. For units that have no `places`."""
+        raise NotImplementedError
+
+    def places(self, n: int):
+        """[(index in the array, row, column)] of those of the sums n that this lane has; none where nobody knows."""
+        return []
 
 
 def matrix_units(traits: GpuTraits) -> MatrixUnits | None:
     """Those of a device; None where it has none."""
-    return _UNITS[traits.matrix]() if traits.matrix else None
+    from .matrix_units_amd import Mfma, WmmaRdna
+
+    units = {
+        "": None,
+        "wmma": Wmma,
+        "cooperative": Cooperative,
+        "simdgroup": Simdgroup,
+        "mfma": Mfma,
+        "wmma_rdna": WmmaRdna,
+    }[traits.matrix]
+    return units and units()
 
 
 class Wmma(MatrixUnits):
@@ -138,7 +153,6 @@ class Simdgroup(MatrixUnits):
             T.evaluate(T.metal.simdgroup_store(sums.data, square, place, FRAGMENT))
 
 
-_UNITS = {"wmma": Wmma, "simdgroup": Simdgroup, "cooperative": Cooperative}
 _SHAPE = (FRAGMENT, FRAGMENT, FRAGMENT)
 _SQUARES = 4
 
