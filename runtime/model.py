@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from .artifact import LibraryMetadata, load_chat_config
 from .derived import Reading
+from .devices.build_ahead import kernels_built
 from .devices.device import parse_device
 from .errors import EngineError, RequestError
 from .ffi import Function
@@ -124,17 +125,18 @@ class Model:
         config = load_chat_config(folder)
         if isinstance(library, Path):
             library = Library.load(library, config=config, device=None if device == "auto" else parse_device(device))
-        params = load_parameters(library, folder, progress, reading)
         metadata = library.metadata
         chunk = prefill_chunk_size or metadata.prefill_chunk_size
-        cache = KVCache(
-            metadata.kv_cache,
-            max_num_sequence=max_num_sequence + _embedded_at_once(library),
-            max_total_sequence_length=max_total_sequence_length,
-            max_new_tokens=metadata.prefill_chunk_size,
-            device=library.device,
-            copy_page=None if library.device.is_host else library["copy_page"],
-        )
+        with kernels_built(library):
+            params = load_parameters(library, folder, progress, reading)
+            cache = KVCache(
+                metadata.kv_cache,
+                max_num_sequence=max_num_sequence + _embedded_at_once(library),
+                max_total_sequence_length=max_total_sequence_length,
+                max_new_tokens=metadata.prefill_chunk_size,
+                device=library.device,
+                copy_page=None if library.device.is_host else library["copy_page"],
+            )
         return cls(library, params, cache, min(metadata.context_window_size, max_total_sequence_length), chunk)
 
     def add_sequence(self, pages: Sequence[int] = ()) -> int:

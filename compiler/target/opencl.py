@@ -1,8 +1,12 @@
 """OpenCL as a target: OpenCL C 1.2 in the library, which the driver of the device builds and caches."""
 
-from contextlib import AbstractContextManager, nullcontext
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from ...runtime.errors import UsageError
+from .hooks import override
 from .host import host_triple
 from .target import CompileTarget, GpuTraits
 
@@ -11,6 +15,8 @@ from .target import CompileTarget, GpuTraits
 # Qualcomm, "Snapdragon Mobile Platform OpenCL General Programming and Optimization").
 _FAMILIES = {"": False, "adreno": True, "mali": True}
 _TRAITS = GpuTraits(max_threads=256, shared_bytes=32 << 10)
+_BUILD = "target.build.opencl"
+_KERNEL = re.compile(r"__kernel void (\w+)\(")
 
 
 def resolve(variant: str, host: str) -> CompileTarget:
@@ -35,6 +41,42 @@ def resolve(variant: str, host: str) -> CompileTarget:
     )
 
 
-def code_generation(_: CompileTarget) -> AbstractContextManager[None]:
-    """TVM's own code generator needs nothing."""
-    return nullcontext()
+@contextmanager
+def code_generation(_: CompileTarget) -> Iterator[None]:
+    """TVM's own code generator, and kernels say how many threads a group has: a driver that does not know may use so
+    many registers that a group does not fit, and could not build them before they are called."""
+    import tvm_ffi
+
+    build = tvm_ffi.get_global_func(_BUILD)
+    sizes: dict[str, tuple[int, int, int]] = {}
+
+    def noted(module: Any, target: Any) -> Any:
+        sizes.update({str(f.attrs["global_symbol"]): _group_size(f) for f in module.functions.values()})
+        return build(module, target)
+
+    def sized(source: str, _: object) -> str:
+        return _KERNEL.sub(lambda found: _declaration(found[1], sizes[found[1]]), source)
+
+    with override({_BUILD: noted, "tvm_callback_opencl_postproc": sized}):
+        yield
+
+
+def _group_size(function: Any) -> tuple[int, int, int]:
+    """Threads of a workgroup along x, y and z, which are constants in our kernels."""
+    extents = dict.fromkeys("xyz", 1)
+
+    def visit(statement: Any) -> None:  # launches are the outermost statements of a kernel
+        if getattr(statement, "attr_key", "") == "thread_extent":
+            name, _, axis = str(statement.node.thread_tag).partition(".")
+            if name == "threadIdx":
+                extents[axis] = int(statement.value)
+        for inner in getattr(statement, "seq", [getattr(statement, "body", None)]):
+            if inner is not None:
+                visit(inner)
+
+    visit(function.body)
+    return extents["x"], extents["y"], extents["z"]
+
+
+def _declaration(kernel: str, size: tuple[int, int, int]) -> str:
+    return f"__kernel __attribute__((reqd_work_group_size({size[0]}, {size[1]}, {size[2]}))) void {kernel}("

@@ -46,6 +46,11 @@ def largest_buffer(device: Device) -> int:
     return int(_ask(device.kind, "devices")[device.number]["max_buffer"])
 
 
+def computes_on_processor(device: Device) -> bool:
+    """Whether a device is the processor, as a driver of ours calls it: PoCL's, lavapipe's."""
+    return device.is_host or (device.kind in _OWN and _ask(device.kind, "devices")[device.number].get("type") == "cpu")
+
+
 def _problem(kind: str) -> str:
     """Why a device is missing, or who tells which ones there are."""
     return _ask(kind, "problem") or f"`mlc doctor` lists the devices that {kind} sees"

@@ -234,6 +234,23 @@ def threads_do_not_disturb_one_another() -> None:
     assert wrong == []
 
 
+def kernels_are_built_beside_those_that_run() -> None:
+    """Each once, whoever asks first: several threads for all of them, or a call."""
+    names, before = [f"axpby_{i}" for i in range(8)], counters()["pipelines"]
+    several = load(module(*map(axpby, names)))
+    builder = threading.Thread(target=several["mlc.build_kernels"], args=(0, 4))
+    builder.start()
+    y = tensor(np.zeros(64, "float32"))
+    for name in names[::-1]:
+        several[name](pointer(tensor(np.ones(64, "float32"))), pointer(y), 64, 1.0, 1.0, 1, 64)
+    assert (read(y) == len(names)).all()
+    builder.join()
+    assert counters()["pipelines"] == before + len(names)
+    del several, builder
+    gc.collect()
+    assert counters()["pipelines"] == before
+
+
 WORK = (
     copies_of_any_size_come_back,
     a_kernel_computes_as_numpy_does,
@@ -246,6 +263,7 @@ WORK = (
     freed_memory_is_used_again,
     overlapping_copies_move_what_was_there,
     threads_do_not_disturb_one_another,
+    kernels_are_built_beside_those_that_run,
 )
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@
 
 namespace mlc {
 
+// The function of a module that has all of its kernels built: (number of the device, threads).
+constexpr char kBuildKernels[] = "mlc.build_kernels";
+
 // Which of the trailing arguments of a call is which extent: 0-2 number of groups in x, y, z, 3-5 threads of a group.
 struct Launch {
   size_t groups[3] = {1, 1, 1};

@@ -149,6 +149,13 @@ void Device::Synchronize() {
   parts_->pipelines.Synchronized();
 }
 
+void Device::BuildKernels(const std::vector<std::unique_ptr<Kernel>>& kernels, size_t threads) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  Pipelines& pipelines = parts().pipelines;
+  lock.unlock();
+  pipelines.BuildAll(kernels, threads);
+}
+
 void Device::Forget(const std::vector<std::unique_ptr<Kernel>>& kernels) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (closed_) return;

@@ -36,6 +36,8 @@ class Device {
   // Waits for everything.
   void Synchronize();
 
+  // Has all kernels of a module built by several threads, while others use the device.
+  void BuildKernels(const std::vector<std::unique_ptr<Kernel>>& kernels, size_t threads);
   // Kernels whose module goes.
   void Forget(const std::vector<std::unique_ptr<Kernel>>& kernels);
   // Bytes that tensors take.

@@ -17,8 +17,14 @@ Pipelines::Pipelines(const DeviceInfo& info, VkDevice device, const DeviceFuncti
 }
 
 const Pipeline& Pipelines::Get(const Kernel& kernel) {
-  auto found = built_.find(&kernel);
-  if (found != built_.end()) return found->second;
+  return built_.Get(&kernel, [&] { return Build(kernel); });
+}
+
+void Pipelines::BuildAll(const std::vector<std::unique_ptr<Kernel>>& kernels, size_t threads) {
+  OnThreads(kernels.size(), threads, [&](size_t i) { Get(*kernels[i]); });
+}
+
+Pipeline Pipelines::Build(const Kernel& kernel) {
   kernel.CheckDevice(info_);
   Pipeline pipeline;
   try {
@@ -27,8 +33,10 @@ const Pipeline& Pipelines::Get(const Kernel& kernel) {
     Destroy(pipeline);
     throw;
   }
-  unsaved_ = built_since_ = true;
-  return built_.emplace(&kernel, pipeline).first->second;
+  ++count_;
+  unsaved_ = true;
+  built_since_ = true;
+  return pipeline;
 }
 
 void Pipelines::Build(const Kernel& kernel, Pipeline* pipeline) {
@@ -85,15 +93,14 @@ void Pipelines::Destroy(const Pipeline& pipeline) {  // Vulkan ignores handles t
 }
 
 void Pipelines::Forget(const Kernel& kernel) {
-  auto found = built_.find(&kernel);
-  if (found == built_.end()) return;
-  Destroy(found->second);
-  built_.erase(found);
+  built_.Forget(&kernel, [&](const Pipeline& pipeline) {
+    Destroy(pipeline);
+    --count_;
+  });
 }
 
 void Pipelines::Synchronized() {
-  bool quiet = !built_since_;
-  built_since_ = false;
+  bool quiet = !built_since_.exchange(false);
   if (!unsaved_ || !quiet) return;
   unsaved_ = false;
   size_t bytes = 0;

@@ -9,6 +9,7 @@
 #include <tvm/ffi/tvm_ffi.h>
 #include <tvm/runtime/device_api.h>
 
+#include <algorithm>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -134,10 +135,16 @@ class VulkanModule final : public ffi::ModuleObj {
   ffi::Bytes SaveToBytes() const final { return ffi::Bytes(bytes_); }
 
   ffi::Optional<ffi::Function> GetFunction(const ffi::String& name) final {
+    auto keeps = ffi::GetObjectPtr<ffi::Object>(this);
+    if (name == kBuildKernels) {
+      return ffi::Function::FromTyped([this, keeps](int device, int threads) {
+        NoteUse(device);
+        Driver::Get().Open(device).BuildKernels(kernels_, static_cast<size_t>(std::max(threads, 1)));
+      });
+    }
     auto found = by_name_.find(std::string(name));
     if (found == by_name_.end()) return std::nullopt;
     const Kernel* kernel = found->second;
-    auto keeps = ffi::GetObjectPtr<ffi::Object>(this);
     return ffi::Function::FromPacked([this, keeps, kernel](ffi::PackedArgs arguments, ffi::Any*) {
       Launch launch = kernel->info.ReadLaunch(arguments);
       if (launch.empty()) return;

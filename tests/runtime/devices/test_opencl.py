@@ -286,6 +286,32 @@ def test_threads_may_call_the_same_kernels(module: ffi.Module) -> None:
     assert wrong == []
 
 
+def test_kernels_are_built_beside_those_that_run(opencl: None, tmp_path: Path) -> None:
+    module = ffi.load_module(str(build(tmp_path / "several.so", scale_and_add, row_sums, unpacked)))
+    wrong: list[object] = []
+
+    def work() -> None:
+        try:
+            module.get_function("mlc.build_kernels", True)(0, 3)
+        except Exception as error:  # a thread's error is lost otherwise
+            wrong.append(error)
+
+    builder = threading.Thread(target=work)
+    builder.start()
+    rows, sums = numbers(7, ROW), np.zeros(7, "float32")
+    call(module["row_sums"], "opencl", [rows, sums])
+    np.testing.assert_allclose(sums, rows.sum(1), rtol=1e-5, atol=1e-5)
+    builder.join()
+    assert wrong == []
+
+
+def test_a_kernel_that_is_refused_before_it_runs_is_named_too(module: ffi.Module) -> None:
+    with pytest.raises(ffi.FFIError, match=r"^kernel (too_many_threads|rejected)_kernel: "):
+        module.get_function("mlc.build_kernels", True)(0, 1)
+    with pytest.raises(ffi.FFIError, match=r"^there is no OpenCL device 99"):
+        module.get_function("mlc.build_kernels", True)(99, 1)
+
+
 def test_kernels_that_the_driver_has_built_are_kept(opencl: None, library: Path, tmp_path: Path) -> None:
     """PoCL has a cache of its own, so that ours has to be asked for."""
     x = numbers(100)

@@ -14,7 +14,8 @@ from mlc_llm.runtime.devices import plugin
 
 HANDLE, INT64 = (3, 64, 1), (0, 64, 1)  # DLPack: code, bits, lanes
 TAGS = ("blockIdx.x", "threadIdx.x")
-CODE = "// Function: double\n__kernel void double()"
+DECLARATION = "__kernel __attribute__((reqd_work_group_size(64, 1, 1))) void double()"
+CODE = f"// Function: double\n{DECLARATION}"
 
 
 def text(value: str) -> bytes:
@@ -52,7 +53,7 @@ def test_a_module_has_its_kernels_and_shows_their_text(load: Callable[[bytes], A
     assert module.kind == "opencl"
     assert module.implements_function("double")
     assert not module.implements_function("triple")
-    assert "__kernel void double()" in module.inspect_source()
+    assert DECLARATION in module.inspect_source()
 
 
 def test_a_module_that_ends_too_early_or_too_late_is_refused(load: Callable[[bytes], Any]) -> None:
@@ -76,8 +77,17 @@ def test_a_changed_byte_is_refused_or_leaves_a_module(load: Callable[[bytes], An
 
 def test_what_does_not_fit_is_named(load: Callable[[bytes], Any]) -> None:
     assert "launch parameter warp is unknown" in refusal(load, saved(tags=(*TAGS, "warp")))
-    assert "has no text of kernel double" in refusal(load, saved(code="// Function: triple\n"))
+    assert "has no text of kernel double" in refusal(load, saved(code=CODE.replace("double", "triple")))
     assert "has no text of kernel double" in refusal(load, saved(code=""))
+
+
+@pytest.mark.parametrize(
+    "threads", ["64", "64, 1", "64, 1, 0", "64, 1, -1", "64, 1, 1, 1", "9999999999, 1, 1", "x, 1, 1"]
+)
+def test_a_kernel_has_to_say_how_many_threads_it_is_for(load: Callable[[bytes], Any], threads: str) -> None:
+    message = "does not say how many threads kernel double is for: compile the library again"
+    assert message in refusal(load, saved(code=CODE.replace("64, 1, 1", threads)))
+    assert message in refusal(load, saved(code=CODE.replace("__attribute__", "__other__")[:40]))
 
 
 def test_a_call_with_other_arguments_than_the_kernel_has_is_refused(load: Callable[[bytes], Any]) -> None:
@@ -86,4 +96,8 @@ def test_a_call_with_other_arguments_than_the_kernel_has_is_refused(load: Callab
         double(1)
     with pytest.raises(RuntimeError, match=r"^kernel double: threadIdx.x is -1$"):
         double(1, 2, 3, 4, -1)
+    with pytest.raises(
+        RuntimeError, match=r"^kernel double: called with groups of 32 threads, it was compiled for 64$"
+    ):
+        double(1, 2, 3, 1, 32)
     double(1, 2, 3, 0, 1)  # no groups: nothing to do

@@ -155,6 +155,16 @@ def test_a_kernel_that_is_too_large_is_refused_with_the_limit(vulkan: dict[str, 
     )
 
 
+def test_a_kernel_that_is_refused_before_it_runs_is_named_too(vulkan: dict[str, Any]) -> None:
+    greedy = axpby("greedy", shared_floats=vulkan["shared_memory"] // 4 + 1)
+    kernels = load(module(axpby("modest"), greedy, axpby("humble")))
+    message = refusal(lambda: kernels["mlc.build_kernels"](0, 2))
+    assert message.startswith("kernel greedy: ")
+    assert message.endswith("(maxComputeSharedMemorySize)")
+    missing = refusal(lambda: kernels["mlc.build_kernels"](99, 2))
+    assert "99" in missing
+
+
 def test_a_grid_that_is_too_large_is_refused_with_the_limit(vulkan: dict[str, Any]) -> None:
     groups = vulkan["max_groups"] + 1
     assert called(idle("grid"), grid=(groups, 1, 1)) == (
