@@ -54,7 +54,7 @@ def build_library(
         with code_generation(target):
             passes = dict(tvm.transform.PassContext.current().config)  # what the target's code generation asks for
             with tvm_target, tvm.transform.PassContext(opt_level=opt.passes, config=passes):
-                module = pipeline(metadata, bounds, table, debug_dump)(module)
+                module = pipeline(metadata, bounds, table, debug_dump, cuda_graph=opt.cuda_graph)(module)
                 report(2, 4, "generating machine code")
                 executable = relax.build(module, tvm_target, relax_pipeline=None)
             report(3, 4, "linking")

@@ -9,15 +9,22 @@ from ...runtime.artifact import LibraryMetadata
 from ..kernels.table import KernelTable
 from .attach_metadata import AttachMetadata
 from .attach_variable_bounds import AttachVariableBounds
+from .capture_decoding import CaptureDecoding
 from .debug_dump import DebugDump
 from .fuse_matmul import FuseMatmul
 from .reuse_tensors import ReuseTensors
 
 
 def pipeline(
-    metadata: LibraryMetadata, bounds: dict[str, int], table: KernelTable, debug_dump: Path | None
+    metadata: LibraryMetadata,
+    bounds: dict[str, int],
+    table: KernelTable,
+    debug_dump: Path | None,
+    *,
+    cuda_graph: bool = False,
 ) -> tvm.transform.Pass:
-    """The whole pipeline. `bounds`: symbolic variable -> its largest value; `debug_dump`: a folder for each stage."""
+    """The whole pipeline. `bounds`: symbolic variable -> its largest value; `debug_dump`: a folder for each stage;
+    `cuda_graph`: decoding steps are recorded."""
     return tvm.transform.Sequential(
         [
             DebugDump(debug_dump, "0-traced"),
@@ -39,6 +46,7 @@ def pipeline(
             relax.transform.CallTIRRewrite(),
             # memory
             relax.transform.StaticPlanBlockMemory(),
+            *([CaptureDecoding()] if cuda_graph else []),
             AttachMetadata(metadata),
             DebugDump(debug_dump, "2-memory"),
             relax.transform.LowerAllocTensor(),

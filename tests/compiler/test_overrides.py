@@ -1,5 +1,7 @@
 """`--overrides` and `--opt`: what is honoured is returned, everything else is refused by name."""
 
+from dataclasses import replace
+
 import pytest
 
 from mlc_llm.compiler.optimization import LEVELS, Optimization, parse_opt
@@ -86,7 +88,8 @@ def test_an_override_that_the_model_did_not_take_is_an_error() -> None:
 
 @pytest.mark.parametrize("level", ["O0", "O1", "O2", "O3"])
 def test_levels_of_optimisation(level: str) -> None:
-    assert parse_opt(level, "cpu") == LEVELS[level]
+    assert parse_opt(level, "cuda") == LEVELS[level]
+    assert parse_opt(level, "cpu") == replace(LEVELS[level], cuda_graph=False)
 
 
 def test_upstreams_flags_are_accepted_where_they_ask_for_nothing() -> None:
@@ -99,6 +102,17 @@ def test_the_precision_of_activations_is_a_choice() -> None:
     assert parse_opt("O2", "cpu").activation_bits == 16
     assert parse_opt("activation_bits=32", "cpu") == Optimization(activation_bits=32)
     assert parse_opt("O3;activation_bits=16;cublas_gemm=0", "cpu") == Optimization(passes=3)
+
+
+def test_cuda_alone_records_graphs() -> None:
+    assert not parse_opt("O2", "cuda").cuda_graph
+    assert parse_opt("O3", "cuda").cuda_graph
+    assert parse_opt("cudagraph=1", "cuda") == Optimization(cuda_graph=True)
+    assert parse_opt("O3;cudagraph=0", "cuda") == replace(LEVELS["O3"], cuda_graph=False)
+    with pytest.raises(UsageError, match=r"^--opt cudagraph=1: has no meaning on vulkan: expected cudagraph=0$"):
+        parse_opt("cudagraph=1", "vulkan")
+    with pytest.raises(UsageError, match=r"^--opt cudagraph=yes: expected 0 or 1$"):
+        parse_opt("cudagraph=yes", "cuda")
 
 
 @pytest.mark.parametrize(
