@@ -37,10 +37,11 @@ AT_ONCE = 16
 FORMAT, TOOLS = "response_format", "tools"
 STRENGTHS = (6.0, 12.0, 24.0, 60.0)  # logit biases towards endings, tried in turn
 # How much of a strength a token of nothing but these characters and spaces gets, by its first one. What ends a text or
-# an address's first part comes before brackets, which inside of a text only make it longer; commas make a list longer,
-# nulls end a list of links, "Z" and "D" the digits of a time and a duration.
+# the first part of an address comes before brackets, which inside of a text only make it longer; commas make a list
+# longer, nulls end a list of links, "Z" and "D" the digits of a time and a duration.
 ENDINGS = {
-    '"': 1.0, "@": 0.9, "]": 0.8, "}": 0.8, "[]": 0.8, "{}": 0.8, ",": 0.4, ".": 0.3, "null": 0.2, "Z": 0.1, "D": 0.1
+    '"': 1.0, "@": 0.9, ":": 0.9, "]": 0.8, "}": 0.8, "[]": 0.8, "{}": 0.8,
+    ",": 0.4, ".": 0.3, "null": 0.2, "Z": 0.1, "D": 0.1,
 }  # fmt: skip
 
 
