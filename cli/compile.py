@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     default="O2",
     show_default=True,
     metavar="LEVEL",
-    help="O0, O1, O2: accurate, with 16-bit activations. O3: faster on long prompts and in batches, with 8-bit "
+    help="O0, O1, O2: accurate, with 16-bit activations. O3: on CPUs faster on long prompts and in batches, with 8-bit "
     'activations. Or one choice: "activation_bits=32" is float32 arithmetic, "cudagraph=1" (in O3) records what '
     "decoding launches on CUDA.",
 )

@@ -12,8 +12,8 @@ class Optimization:
 
     passes: the level of TVM's own passes, 0 to 3.
     activation_bits: what the inputs of quantized matrices, and queries, keys and values of prompts, are rounded to: 16
-        (indistinguishable from float32), 8 (twice as fast where arithmetic is the limit: long prompts and batches) or
-        32 (float32 arithmetic, the reference).
+        (indistinguishable from float32), 8 (twice as fast where arithmetic is the limit: long prompts and batches; on
+        the processor alone) or 32 (float32 arithmetic, the reference).
     cuda_graph: whether CUDA records what decoding launches between two layers' attention, and launches it at once from
         the second time on. Other devices have no such graphs.
     """
@@ -56,10 +56,13 @@ def parse_opt(text: str, device: str) -> Optimization:
         optimization = LEVELS["O2"]
     if device != "cuda":
         optimization = replace(optimization, cuda_graph=False)
+    if device != "cpu":
+        optimization = replace(optimization, activation_bits=max(16, optimization.activation_bits))
     for key, value in pairs(text, "--opt", {"activation_bits": None, "cudagraph": None, **_UPSTREAM}):
         if key == "activation_bits":
-            if value not in _ACTIVATION_BITS:
-                raise UsageError(f"--opt activation_bits={value:.60}: expected {', '.join(_ACTIVATION_BITS)}")
+            possible = _ACTIVATION_BITS if device == "cpu" else _ACTIVATION_BITS[1:]
+            if value not in possible:
+                raise UsageError(f"--opt activation_bits={value:.60}: expected {', '.join(possible)} on {device}")
             optimization = replace(optimization, activation_bits=int(value))
         elif key == "cudagraph":
             if value not in _SWITCH or (_SWITCH[value] and device != "cuda"):

@@ -88,7 +88,7 @@ def test_an_override_that_the_model_did_not_take_is_an_error() -> None:
 
 @pytest.mark.parametrize("level", ["O0", "O1", "O2", "O3"])
 def test_levels_of_optimisation(level: str) -> None:
-    assert parse_opt(level, "cuda") == LEVELS[level]
+    assert parse_opt(level, "cuda") == replace(LEVELS[level], activation_bits=16)
     assert parse_opt(level, "cpu") == replace(LEVELS[level], cuda_graph=False)
 
 
@@ -102,13 +102,16 @@ def test_the_precision_of_activations_is_a_choice() -> None:
     assert parse_opt("O2", "cpu").activation_bits == 16
     assert parse_opt("activation_bits=32", "cpu") == Optimization(activation_bits=32)
     assert parse_opt("O3;activation_bits=16;cublas_gemm=0", "cpu") == Optimization(passes=3)
+    assert parse_opt("O3", "vulkan").activation_bits == 16
+    with pytest.raises(UsageError, match=r"^--opt activation_bits=8: expected 16, 32 on vulkan$"):
+        parse_opt("activation_bits=8", "vulkan")
 
 
 def test_cuda_alone_records_graphs() -> None:
     assert not parse_opt("O2", "cuda").cuda_graph
     assert parse_opt("O3", "cuda").cuda_graph
     assert parse_opt("cudagraph=1", "cuda") == Optimization(cuda_graph=True)
-    assert parse_opt("O3;cudagraph=0", "cuda") == replace(LEVELS["O3"], cuda_graph=False)
+    assert parse_opt("O3;cudagraph=0", "cuda") == Optimization(passes=3)
     with pytest.raises(UsageError, match=r"^--opt cudagraph=1: has no meaning on vulkan: expected cudagraph=0$"):
         parse_opt("cudagraph=1", "vulkan")
     with pytest.raises(UsageError, match=r"^--opt cudagraph=yes: expected 0 or 1$"):
