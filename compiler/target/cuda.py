@@ -49,10 +49,6 @@ def resolve(variant: str, host: str) -> CompileTarget:
             "max_shared_memory_per_block": 49152,
         },
         host_triple=host_triple(host),
-        lanes=4,  # of any processor of the host's architecture: it packs weights
-        vector_registers=16,
-        converts_float16=True,
-        cpu_features=(),
         gpu=GpuTraits(max_threads=1024, shared_bytes=49152, subgroup=32, matrix="wmma", largest_buffer=NO_LIMIT),
     )
 

@@ -39,16 +39,12 @@ def resolve(variant: str, host: str) -> CompileTarget:
         device=device,
         attributes={
             "kind": "metal",
-            "max_num_threads": traits.max_threads,
+            **traits.limits(),
             "max_threads_per_block": traits.max_threads,
-            "max_shared_memory_per_block": traits.shared_bytes,
             "thread_warp_size": traits.subgroup or 1,
         },
         host_triple=host_triple(host),
-        lanes=4,
         vector_registers=32,
-        converts_float16=True,
-        cpu_features=(),
         gpu=traits,
     )
 

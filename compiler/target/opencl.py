@@ -26,17 +26,9 @@ def resolve(variant: str, host: str) -> CompileTarget:
         raise UsageError(f"--device opencl:{variant} is unknown: expected {names}")
     return CompileTarget(
         device="opencl",
-        attributes={
-            "kind": "opencl",
-            "max_num_threads": _TRAITS.max_threads,
-            "max_shared_memory_per_block": _TRAITS.shared_bytes,
-            "thread_warp_size": 1,
-        },
+        attributes={"kind": "opencl", **_TRAITS.limits(), "thread_warp_size": 1},
         host_triple=host_triple(host),
-        lanes=4,  # of any processor of the host's architecture: it packs weights
-        vector_registers=16,
         converts_float16=_FAMILIES[variant],
-        cpu_features=(),
         gpu=_TRAITS,
     )
 

@@ -74,10 +74,6 @@ def resolve(variant: str, host: str) -> CompileTarget:
             "keys": ["rocm", "gpu", *architectures],
         },
         host_triple=host_triple(host),
-        lanes=4,  # of any processor of the host's architecture: it packs weights
-        vector_registers=16,
-        converts_float16=True,
-        cpu_features=(),
         # what only some of the cards have is not to be relied on
         gpu=GpuTraits(
             max_threads=_THREADS,

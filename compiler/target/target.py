@@ -31,6 +31,10 @@ class GpuTraits:
     # matrix units: "wmma" (CUDA), "simdgroup" (Metal), "cooperative" (Vulkan), "mfma", "wmma_rdna" (ROCm); "": none
     matrix: str = ""
 
+    def limits(self) -> dict[str, int]:
+        """The limits of a workgroup as attributes of TVM's target."""
+        return {"max_num_threads": self.max_threads, "max_shared_memory_per_block": self.shared_bytes}
+
 
 @dataclass(frozen=True)
 class CompileTarget:
@@ -39,10 +43,11 @@ class CompileTarget:
     device: str  # as in `--device` and in the library's file name: "cpu"
     attributes: dict[str, Any]  # TVM's target description: {"kind": "llvm", "mcpu": ..., "mtriple": ...}
     host_triple: str  # "x86_64-linux-gnu"
-    lanes: int  # float32 lanes of one vector register
-    vector_registers: int
-    converts_float16: bool  # has instructions between float16 and float32
-    cpu_features: tuple[str, ...]  # instruction sets of the code, in /proc/cpuinfo's spelling
+    # of the processor: for devices, any of the host's architecture, which packs weights
+    lanes: int = 4  # float32 lanes of one vector register
+    vector_registers: int = 16
+    converts_float16: bool = True  # has instructions between float16 and float32
+    cpu_features: tuple[str, ...] = ()  # instruction sets of the code, in /proc/cpuinfo's spelling
     gpu: GpuTraits | None = None  # None: the processor itself
 
     @property

@@ -28,9 +28,8 @@ def resolve(variant: str, host: str) -> CompileTarget:
         device="vulkan",
         attributes={
             "kind": "vulkan",
-            "max_num_threads": _TRAITS.max_threads,
+            **_TRAITS.limits(),
             "max_threads_per_block": _TRAITS.max_threads,
-            "max_shared_memory_per_block": _TRAITS.shared_bytes,
             "thread_warp_size": 1,
             "supports_float16": True,
             "supports_16bit_buffer": True,
@@ -41,10 +40,6 @@ def resolve(variant: str, host: str) -> CompileTarget:
             **({"supports_cooperative_matrix": True} if variant == "cooperative" else {}),
         },
         host_triple=host_triple(host),
-        lanes=4,  # of any processor of the host's architecture: it packs weights
-        vector_registers=16,
-        converts_float16=True,
-        cpu_features=(),
         gpu=replace(_TRAITS, matrix=_MATRIX[variant]),
     )
 

@@ -12,7 +12,7 @@ from .host import host_triple
 from .target import CompileTarget, GpuTraits
 
 # W3C, "WebGPU", 3.6.2: an adapter has 256 threads and 16 KiB in a workgroup. Kernels ask for twice the memory, which
-# graphics cards of desktops and laptops have, and a page has to ask for.
+# graphics cards of desktops and laptops have, and a page has to ask for, as for float16 ("shader-f16").
 _TRAITS = GpuTraits(max_threads=256, shared_bytes=32 << 10)
 _SMALL_INTEGER = re.compile(r"array<(?:vec[234]<)?([iu](?:8|16))>")
 _BITS = {"i8": "8", "u8": "8", "i16": "16", "u16": "16"}
@@ -24,16 +24,8 @@ def resolve(variant: str, host: str) -> CompileTarget:
         raise UsageError(f"--device webgpu:{variant} is unknown: expected webgpu")
     return CompileTarget(
         device="webgpu",
-        attributes={
-            "kind": "webgpu",
-            "max_num_threads": _TRAITS.max_threads,
-            "max_shared_memory_per_block": _TRAITS.shared_bytes,
-        },
+        attributes={"kind": "webgpu", **_TRAITS.limits()},
         host_triple=host_triple(host),
-        lanes=4,
-        vector_registers=16,
-        converts_float16=True,  # with WebGPU's feature "shader-f16"
-        cpu_features=(),
         gpu=_TRAITS,
     )
 

@@ -7,6 +7,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..builder import kernel, splat
+from ..layers import last_row_arguments, norm_arguments, swiglu_arguments
 from ..storage import TILE, PackedWeight, Storage, lanes
 from .matmul import inverse_root_mean_square, silu
 from .vector import span
@@ -49,10 +50,7 @@ def rms_norm(columns: int, eps: float, *, single: bool) -> tirx.PrimFunc:
     `single` is the kernel for exactly one row.
     """
     with kernel("rms_norm") as k:
-        batch, seq = (1, 1) if single else (T.int64(), T.int64())
-        x = k.input("x", (batch, seq, columns), "float32")
-        weight = k.input("weight", (columns,), "float32")
-        y = k.input("y", (batch, seq, columns), "float32")
+        batch, seq, x, weight, y = norm_arguments(k, columns, single=single)
 
         def row(b, s) -> None:
             def value(column, count: int):
@@ -73,9 +71,7 @@ def rms_norm(columns: int, eps: float, *, single: bool) -> tirx.PrimFunc:
 def silu_mul(columns: int, *, single: bool) -> tirx.PrimFunc:
     """[batch, seq, 2 x columns] (gate | up) -> silu(gate) * up [batch, seq, columns], float32 (Shazeer 2020)."""
     with kernel("silu_mul") as k:
-        batch, seq = (1, 1) if single else (T.int64(), T.int64())
-        x = k.input("x", (batch, seq, 2 * columns), "float32")
-        y = k.input("y", (batch, seq, columns), "float32")
+        batch, seq, x, y = swiglu_arguments(k, columns, single=single)
 
         def activate(b, s, column, count: int) -> None:
             gate, up = span(column, count), span(columns + column, count)
@@ -95,9 +91,7 @@ def silu_mul(columns: int, *, single: bool) -> tirx.PrimFunc:
 def last_row(columns: int) -> tirx.PrimFunc:
     """x [1, seq, columns] -> its last row [1, 1, columns], float32."""
     with kernel("last_row") as k:
-        seq = T.int64()
-        x = k.input("x", (1, seq, columns), "float32")
-        y = k.input("y", (1, 1, columns), "float32")
+        seq, x, y = last_row_arguments(k, columns)
         with k.body(), T.serial(0, columns) as c:
             T.buffer_store(y, x[0, seq - 1, c], [0, 0, c])
     return k.function

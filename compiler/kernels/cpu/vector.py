@@ -14,6 +14,8 @@ import tvm
 from tvm import tirx
 from tvm.script import tirx as T
 
+from ..polynomials import EXP2
+
 Expr = Any  # a TIR expression; tvm is not typed
 _MOST_WRITTEN_OUT = 8
 
@@ -192,17 +194,6 @@ def transpose(rows: Sequence[Expr], lanes: int) -> list[Expr]:
     return rows
 
 
-# 2^f on [-1/2, 1/2]: least maximum relative error for f's powers 1..6 (2e-9), found by reweighted least squares.
-_EXP2 = (
-    0.6931472028553766,
-    0.24022647913583386,
-    0.05550332470633745,
-    0.009618437360778291,
-    0.0013398874569646327,
-    0.00015353361442222856,
-)
-
-
 def exp2(x: Expr, lanes: int) -> Expr:
     """2^x for x <= 127, within 2 ulp; below -125 the result stays at 2^-125, which is nothing beside the largest term.
 
@@ -213,8 +204,8 @@ def exp2(x: Expr, lanes: int) -> Expr:
     bits = settled(T.reinterpret(x + constant(12582912.0, lanes), dtype=_typed("int32", lanes)), "int32", lanes)
     f = x - T.cast(bits - constant(0x4B400000, lanes, "int32"), _typed("float32", lanes))
     f = settled(f, "float32", lanes)
-    power = constant(_EXP2[-1], lanes)
-    for coefficient in (*_EXP2[-2::-1], 1.0):
+    power = constant(EXP2[-1], lanes)
+    for coefficient in (*EXP2[-2::-1], 1.0):
         power = power * f + constant(coefficient, lanes)
     scaled = T.reinterpret(power, dtype=_typed("int32", lanes)) + (bits << constant(23, lanes, "int32"))
     return settled(T.reinterpret(scaled, dtype=_typed("float32", lanes)), "float32", lanes)

@@ -12,6 +12,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..polynomials import EXP2
 from .launch import cell
 
 VECTOR = 4  # numbers of the widest vectors that all devices have
@@ -64,24 +65,13 @@ def rounded(x):
     return T.bind(bits - tirx.const(0x4B400000, "int32"))
 
 
-# 2^f on [-1/2, 1/2]: least maximum relative error for f's powers 1..6 (2e-9), found by reweighted least squares.
-_EXP2 = (
-    0.6931472028553766,
-    0.24022647913583386,
-    0.05550332470633745,
-    0.009618437360778291,
-    0.0013398874569646327,
-    0.00015353361442222856,
-)
-
-
 def exp2(x):
     """2^x for x <= 127, within 2 ulp; below -125 the result stays at 2^-125, nothing beside the largest term."""
     x = variable(T.max(x, T.float32(-125)))
     whole = rounded(x)
     f = variable(x - T.cast(whole, "float32"))
-    power = T.float32(_EXP2[-1])
-    for coefficient in (*_EXP2[-2::-1], 1.0):
+    power = T.float32(EXP2[-1])
+    for coefficient in (*EXP2[-2::-1], 1.0):
         power = power * f + T.float32(coefficient)
     return float_of_bits(T.reinterpret(variable(power), dtype="int32") + (whole << 23))
 

@@ -28,11 +28,10 @@ import math
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..builder import kernel
 from ..cache_kernels import CacheShape
 from ..kv_cache import PAGE_SIZE, SHEET_PAGES
 from .arithmetic import VECTOR, exact, exp2, load4, variable
-from .attention_heads import NO_SCORE, HeadParts, score_factor
+from .attention_heads import NO_SCORE, HeadParts, attention_kernel, score_factor
 from .kv_pages import KEY, VALUE, PagedKV
 from .launch import barrier, cell, launch, private, shared, strided
 from .rope import Rotation
@@ -265,8 +264,4 @@ class _Share:
 def decode_attention(cache: CacheShape, rotation: Rotation) -> tirx.PrimFunc:
     """PrimFunc with the arguments of kv_cache.py, qkv `[b, 1, fused width]` and out `[b, 1, q heads * head_dim]` in
     float32."""
-    with kernel("decode_attention") as k:
-        decode = _Decode(k, cache, rotation)
-        with k.body():
-            decode.body()
-    return k.function
+    return attention_kernel("decode_attention", lambda k: _Decode(k, cache, rotation))

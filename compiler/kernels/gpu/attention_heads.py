@@ -1,10 +1,13 @@
-"""The query heads that a workgroup of an attention kernel takes together."""
+"""What the attention kernels share: the query heads that a workgroup takes together, and a kernel's frame."""
 # mypy: ignore-errors
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..builder import kernel
 from ..cache_kernels import CacheShape
 
 NO_SCORE = -1e30  # of a masked key
@@ -32,6 +35,15 @@ class HeadParts:
     def first(self, key_head, part):
         """The first query head of a part."""
         return T.bind(key_head * self.group + T.min(part * self.size, self.group - self.size))
+
+
+def attention_kernel(name: str, make: Callable) -> tirx.PrimFunc:
+    """The kernel whose arguments `make(kernel)` declares, and whose statements are the `body` of what that returns."""
+    with kernel(name) as k:
+        statements = make(k)
+        with k.body():
+            statements.body()
+    return k.function
 
 
 def score_factor(cache: CacheShape) -> float:

@@ -22,10 +22,9 @@ units can do. Every tile of 32 rows reads the cache again: 32 operations per byt
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..builder import kernel
 from ..cache_kernels import CacheShape
 from .arithmetic import VECTOR, exact, exp2, load4, variable
-from .attention_heads import NO_SCORE, HeadParts, score_factor
+from .attention_heads import NO_SCORE, HeadParts, attention_kernel, score_factor
 from .kv_pages import KEY, VALUE, PagedKV
 from .launch import barrier, cell, launch, private, shared, strided
 from .rope import Rotation
@@ -262,8 +261,4 @@ class _Tile:
 def prefill_attention(cache: CacheShape, rotation: Rotation) -> tirx.PrimFunc:
     """PrimFunc with the arguments of kv_cache.py, qkv `[n, fused width]` and out `[n, q heads * head_dim]` in
     float32."""
-    with kernel("prefill_attention") as k:
-        prefill = _Prefill(k, cache, rotation)
-        with k.body():
-            prefill.body()
-    return k.function
+    return attention_kernel("prefill_attention", lambda k: _Prefill(k, cache, rotation))

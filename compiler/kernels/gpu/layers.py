@@ -10,6 +10,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ...target.target import GpuTraits
 from ..builder import kernel
+from ..layers import last_row_arguments, norm_arguments, swiglu_arguments
 from ..storage import TILE, Storage, declare_pieces
 from .launch import cell, launch, strided
 from .matmul import rows_of, silu
@@ -58,10 +59,7 @@ def rms_norm(columns: int, eps: float, traits: GpuTraits, *, single: bool) -> ti
     for each row."""
     threads = min(_ROW_THREADS, power_of_two(traits.max_threads))
     with kernel("rms_norm") as k:
-        batch, seq = (1, 1) if single else (T.int64(), T.int64())
-        x = k.input("x", (batch, seq, columns), "float32")
-        weight = k.input("weight", (columns,), "float32")
-        y = k.input("y", (batch, seq, columns), "float32")
+        batch, seq, x, weight, y = norm_arguments(k, columns, single=single)
         with k.body(), launch([T.cast(batch * seq, "int32")], threads) as ((row,), (thread,)):
             source, result = rows_of(x, columns), rows_of(y, columns)
             squares = cell(0.0)
@@ -77,9 +75,7 @@ def rms_norm(columns: int, eps: float, traits: GpuTraits, *, single: bool) -> ti
 def silu_mul(columns: int, *, single: bool) -> tirx.PrimFunc:
     """[batch, seq, 2 x columns] (gate | up) -> silu(gate) * up [batch, seq, columns], float32 (Shazeer 2020)."""
     with kernel("silu_mul") as k:
-        batch, seq = (1, 1) if single else (T.int64(), T.int64())
-        x = k.input("x", (batch, seq, 2 * columns), "float32")
-        y = k.input("y", (batch, seq, columns), "float32")
+        batch, seq, x, y = swiglu_arguments(k, columns, single=single)
         grid = [-(-columns // _THREADS), T.cast(batch * seq, "int32")]
         with k.body(), launch(grid, _THREADS) as ((block, row), (thread,)):
             source, result, column = rows_of(x, 2 * columns), rows_of(y, columns), block * _THREADS + thread
@@ -91,9 +87,7 @@ def silu_mul(columns: int, *, single: bool) -> tirx.PrimFunc:
 def last_row(columns: int) -> tirx.PrimFunc:
     """x [1, seq, columns] -> its last row [1, 1, columns], float32."""
     with kernel("last_row") as k:
-        seq = T.int64()
-        x = k.input("x", (1, seq, columns), "float32")
-        y = k.input("y", (1, 1, columns), "float32")
+        seq, x, y = last_row_arguments(k, columns)
         with k.body(), launch([-(-columns // _THREADS)], _THREADS) as ((block,), (thread,)):
             column = block * _THREADS + thread
             with _inside(column, columns):
