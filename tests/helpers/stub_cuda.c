@@ -4,36 +4,13 @@
  * it finds by the sizes that such a library tells, and meanwhile there is no new memory. $STUB_CARDS: the compute capabilities of its cards, as "90,80" (default 90);
  * $STUB_VERSION: what the driver is for (default 13000); $STUB_LAUNCH: the code that launches return (default 0). */
 #include <dlfcn.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+
+#include "stub_notes.h"
 
 typedef int Code;
 
-static int number(const char *name, int otherwise) {
-  const char *text = getenv(name);
-  return text ? atoi(text) : otherwise;
-}
-
-static void note(const char *format, ...) {
-  FILE *file = getenv("STUB_LOG") ? fopen(getenv("STUB_LOG"), "a") : NULL;
-  if (!file) return;
-  va_list rest;
-  va_start(rest, format);
-  vfprintf(file, format, rest);
-  va_end(rest);
-  fclose(file);
-}
-
 /* The compute capability of a card, as 90; 0 where there is none. */
-static int card(int index) {
-  const char *text = getenv("STUB_CARDS") ? getenv("STUB_CARDS") : "90";
-  for (; index > 0 && text; --index) text = strchr(text, ',') ? strchr(text, ',') + 1 : NULL;
-  return text ? atoi(text) : 0;
-}
+static int card(int index) { return listed(index, "90"); }
 
 static int cards(void) {
   int count = 0;

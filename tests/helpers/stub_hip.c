@@ -1,12 +1,7 @@
 /* AMD's HIP without a card: memory is the process's own, and what a program asks for is written to the file $STUB_LOG.
  * It runs no kernels. $STUB_CARDS: the EF_AMDGPU_MACH of its cards' architectures, as "65,76" (default 65: gfx1100);
  * $STUB_MEMORY: MiB of a card (default 1024); $STUB_INIT, $STUB_LAUNCH: what initialization and launches return. */
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "stub_notes.h"
 
 typedef int Code;
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_BINARY = 209, NOT_FOUND = 500 };
@@ -14,27 +9,8 @@ enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_BI
 static int current;
 static size_t used;
 
-static int number(const char *name, int otherwise) {
-  const char *text = getenv(name);
-  return text ? atoi(text) : otherwise;
-}
-
-static void note(const char *format, ...) {
-  FILE *file = getenv("STUB_LOG") ? fopen(getenv("STUB_LOG"), "a") : NULL;
-  if (!file) return;
-  va_list rest;
-  va_start(rest, format);
-  vfprintf(file, format, rest);
-  va_end(rest);
-  fclose(file);
-}
-
 /* The architecture of a card; 0 where there is none. */
-static int card(int index) {
-  const char *text = getenv("STUB_CARDS") ? getenv("STUB_CARDS") : "65";
-  for (; index > 0 && text; --index) text = strchr(text, ',') ? strchr(text, ',') + 1 : NULL;
-  return text ? atoi(text) : 0;
-}
+static int card(int index) { return listed(index, "65"); }
 
 Code hipInit(unsigned flags) { return flags ? INVALID_VALUE : number("STUB_INIT", 0); }
 Code hipRuntimeGetVersion(int *version) { return *version = 60342134, 0; }
