@@ -1,10 +1,14 @@
 """Inputs of the self-test's kernels, and what comes out."""
 
 import math
+from operator import mul
 
 FEATURES = 640  # more than a workgroup has threads, and no power of two
 VOCAB = 4133
 OUTPUTS, INPUTS, GROUP, ZERO_POINT = 32, 128, 32, 7  # of a multiplication by 4-bit codes; outputs fill two tiles of 16
+ROWS = 18  # of x in a multiplication by blocks
+HEADS, KV_HEADS, HEAD_DIM, TOKENS = 4, 2, 32, 70  # of attention: the last token's, over two sheets of the cache
+SHEET_ROWS = 64  # tokens of a sheet: compiler/kernels/kv_cache.py
 _TILE, _CODES = 16, 8  # outputs of a tile, codes of a word: compiler/kernels/storage.py
 
 _EPS = 1e-5
@@ -62,4 +66,18 @@ def matmul(x: list[float], codes: list[int], scales: list[float]) -> list[float]
             code = (word >> 4 * (k % _CODES)) & 15
             total += x[k] * (code - ZERO_POINT) * scales[(tile * (INPUTS // GROUP) + k // GROUP) * _TILE + lane]
         result.append(total)
+    return result
+
+
+def attention(queries: list[float], keys: list[list[float]], values: list[list[float]]) -> list[float]:
+    """Of one token: softmax(q k / sqrt(HEAD_DIM)) v for each head of `queries`; rows of `keys` and `values` are a
+    token's [KV_HEADS x HEAD_DIM]."""
+    result: list[float] = []
+    for head in range(HEADS):
+        first = head // (HEADS // KV_HEADS) * HEAD_DIM
+        part, query = slice(first, first + HEAD_DIM), queries[head * HEAD_DIM : (head + 1) * HEAD_DIM]
+        scores = [sum(map(mul, query, key[part])) / math.sqrt(HEAD_DIM) for key in keys]
+        weights = [math.exp(score - max(scores)) for score in scores]
+        columns = zip(*(value[part] for value in values), strict=True)
+        result += [sum(map(mul, weights, column)) / sum(weights) for column in columns]
     return result

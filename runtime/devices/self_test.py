@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ _BYTES = 1 << 20  # that go there and back
 _TIMEOUT = 300  # seconds: a driver compiles kernels when they first run
 _CUTS = (Cuts(), Cuts(temperature=1.0), Cuts(temperature=0.8, top_k=40, top_p=0.9))
 _UNIFORMS = (0.5, 0.25, 0.75)
-_TILE = 16
+_TILE, _PAGE = 16, 16
 
 
 def problem(device: str, library: Path | None) -> str:
@@ -66,7 +67,8 @@ def run(device: Device, library: Path | None) -> None:
     module = ffi.load_module(str(library))
     check_kernels(lambda name: module.get_function(name, query_imports=True), device)
     if not device.is_host:
-        _sample_token(module.get_function("self_test_sample_token", query_imports=True), device)
+        for name, test in {"matmul_rows": _matmul_rows, "attention": _attention, "sample_token": _sample_token}.items():
+            test(module.get_function(f"self_test_{name}", query_imports=True), device)
 
 
 def check_kernels(function: Callable[[str], Any], device: Device) -> None:
@@ -91,15 +93,48 @@ def _silu_mul(kernel: Any, device: Device) -> None:
 
 
 def _matmul(kernel: Any, device: Device) -> None:
-    x, codes = known.inputs(known.INPUTS, 5), known.words(6)
+    _multiply("matmul", kernel, device, 1)
+
+
+def _matmul_rows(kernel: Any, device: Device) -> None:
+    _multiply("matmul_rows", kernel, device, known.ROWS)
+
+
+def _multiply(name: str, kernel: Any, device: Device, rows: int) -> None:
+    x, codes = known.inputs(rows * known.INPUTS, 5), known.words(6)
     groups = known.INPUTS // known.GROUP
     scales = known.inputs(known.OUTPUTS * groups, 7)
     tiles = known.OUTPUTS // _TILE
     words = _sent((ctypes.c_int32 * len(codes))(*codes), "int32", (tiles, len(codes) // known.OUTPUTS, _TILE), device)
-    result = empty((1, 1, known.OUTPUTS), "float32", device)
+    result = empty((1, rows, known.OUTPUTS), "float32", device)
     packed = _floats(scales, (tiles, groups, _TILE), device)
-    kernel(_floats(x, (1, 1, len(x)), device), words, packed, result)
-    _compare("matmul", result, known.matmul(x, codes, scales))
+    kernel(_floats(x, (1, rows, known.INPUTS), device), words, packed, result)
+    of_rows = (x[at : at + known.INPUTS] for at in range(0, len(x), known.INPUTS))
+    _compare(name, result, [value for row in of_rows for value in known.matmul(row, codes, scales)])
+
+
+def _attention(kernel: Any, device: Device) -> None:
+    """One new token, whose key and value come with it: the others are in the cache."""
+    tokens, dim, width = known.TOKENS, known.HEAD_DIM, known.KV_HEADS * known.HEAD_DIM
+    queries = [value / 16 for value in known.inputs(known.HEADS * dim, 8)]  # small scores: all tokens count
+    stored = [[known.inputs(width, 10 + 2 * token + kind) for token in range(tokens)] for kind in (0, 1)]
+    sheets = -(-tokens // known.SHEET_ROWS)
+    shape = (sheets, 1, 2, known.KV_HEADS, known.SHEET_ROWS, dim)
+    cache = [0.0] * prod(shape)
+    for kind, rows in enumerate(stored):
+        for token, row in enumerate(rows[:-1]):
+            sheet, place = divmod(token, known.SHEET_ROWS)
+            for head in range(known.KV_HEADS):
+                at = (((sheet * 2 + kind) * known.KV_HEADS + head) * known.SHEET_ROWS + place) * dim
+                cache[at : at + dim] = row[head * dim : (head + 1) * dim]
+    fused = [*queries, *stored[0][-1], *stored[1][-1]]
+    pages = -(-tokens // _PAGE)
+    # position 0: nothing is rotated
+    tables = ([0], [tokens - 1], [0, 1], [0, pages], list(range(pages)), [tokens])
+    result = empty((1, 1, known.HEADS * dim), "float32", device)
+    integers = [_sent((ctypes.c_int32 * len(table))(*table), "int32", (len(table),), device) for table in tables]
+    kernel(_floats(fused, (1, 1, len(fused)), device), 0, *integers, _floats(cache, shape, device), result)
+    _compare("attention", result, known.attention(queries, *stored))
 
 
 def _sample_token(kernel: Any, device: Device) -> None:

@@ -3,9 +3,11 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy_attention import attention
 from numpy_sampling import sample
 
 from mlc_llm.compiler.self_test import build_self_test
@@ -29,6 +31,18 @@ def test_known_answers_are_right() -> None:
     np.testing.assert_allclose(known_answers.rms_norm(x, weight), normed, rtol=1e-12)
     gate, up = np.split(values, 2)
     np.testing.assert_allclose(known_answers.silu_mul(x), gate / (1 + np.exp(-gate)) * up, rtol=1e-12)
+    dim, heads = known_answers.HEAD_DIM, known_answers.HEADS
+    query = np.array(known_answers.inputs(heads * dim, 8)) / 16
+    keys, values = (
+        np.array([known_answers.inputs(known_answers.KV_HEADS * dim, 10 + 2 * token + kind) for token in range(70)])
+        for kind in (0, 1)
+    )
+    shape = (len(keys), known_answers.KV_HEADS, dim)
+    expected = attention(query.reshape(1, heads, dim), keys.reshape(shape), values.reshape(shape), None)
+    found = known_answers.attention(query.tolist(), keys.tolist(), values.tolist())
+    np.testing.assert_allclose(found, expected.reshape(-1), rtol=1e-9, atol=1e-9)
+    weights = known_answers.attention(query.tolist(), keys.tolist(), np.eye(70, shape[1] * dim).tolist())
+    assert max(weights) < 0.2  # no token alone decides
     logits = known_answers.inputs(known_answers.VOCAB, 4)
     assert len(set(logits)) > 1000
     for cuts in (Cuts(1.0), Cuts(0.8, 40, 0.9), Cuts(1.0, 7), Cuts(1.0, 0, 0.3)):
@@ -78,3 +92,14 @@ def test_devices_of_this_machine_pass(kind: str, tmp_path: Path) -> None:
         pytest.skip(reason)
     build_self_test(kind, tmp_path / "kernels.so")
     assert self_test.problem(kind, tmp_path / "kernels.so") == ""
+    for answer, kernel in {"matmul": "matmul", "attention": "attention", "drawn": "sample_token"}.items():
+        right = getattr(known_answers, answer)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(known_answers, answer, lambda *given, right=right: _other(right(*given)))
+            with pytest.raises(EngineError, match=f"^kernel {kernel} .*: its driver miscompiles it$"):
+                self_test.run(Device(kind), tmp_path / "kernels.so")
+
+
+def _other(answer: Any) -> Any:
+    """A wrong answer."""
+    return [value + 1 for value in answer] if isinstance(answer, list) else answer + 1
