@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "--output",
     type=FILE_OR_FOLDER,
     metavar="PATH",
-    help="A folder for everything, or x.so for the library; default: dist/.",
+    help="A folder for everything, or x.so (x.dylib for Apple's systems) for the library; default: dist/.",
 )
 @model_type_option()
 @click.option(
@@ -49,7 +49,12 @@ if TYPE_CHECKING:
     metavar="TRIPLE",
     help="LLVM triple of the machine that loads it.",
 )
-@click.option("--debug-dump", type=FILE_OR_FOLDER, metavar="DIR", help="Write the program after each stage here.")
+@click.option(
+    "--debug-dump",
+    type=FILE_OR_FOLDER,
+    metavar="DIR",
+    help="Write the program after each stage, and the kernels' code, here.",
+)
 @click.option("--force", is_flag=True, help="Build also what is up to date.")
 @click.option("--dry-run", is_flag=True, help="Say what would be built and the memory it would take; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(path: str, as_json: bool) -> None:
-    """Print what PATH is: a compiled model folder, a model library (.so), or a source of weights.
+    """Print what PATH is: a compiled model folder, a model library (.so, .dylib), or a source of weights.
 
     Of a compiled model at HF://org/name, only the configuration is downloaded to be shown.
 

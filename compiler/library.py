@@ -22,6 +22,7 @@ from .preflight import explained, reserve, workspace
 from .quantization.choice import folder_scheme
 from .self_test import self_test_kernels
 from .target import CompileTarget, code_generation
+from .target.sources import sources_kept
 
 _ROOM = 16 << 20  # bytes: object files and library of the largest models take a part of it
 
@@ -51,7 +52,7 @@ def build_library(
         module, metadata, bounds, table = _trace(config, target, opt)
         report(1, 4, "lowering")
         tvm_target = target.tvm_target()
-        with code_generation(target):
+        with code_generation(target), sources_kept(debug_dump):
             passes = dict(tvm.transform.PassContext.current().config)  # what the target's code generation asks for
             with tvm_target, tvm.transform.PassContext(opt_level=opt.passes, config=passes):
                 module = pipeline(metadata, bounds, table, debug_dump, cuda_graph=opt.cuda_graph)(module)

@@ -10,6 +10,7 @@ from ...runtime.errors import UsageError
 from .cuda_compilers import find_compiler
 from .hooks import override
 from .host import host_triple
+from .sources import keep
 from .target import NO_LIMIT, CompileTarget, GpuTraits
 
 # What `--device cuda` compiles for, as far as the compiler knows it: the first architecture of each generation since
@@ -74,6 +75,7 @@ def code_generation(target: CompileTarget) -> Iterator[None]:
     ptx = target.attributes["arch"].replace("sm_", "compute_")
 
     def compiled(source: str, _: object) -> bytes:
+        keep("kernels.cu", source)
         return CudaCode(tuple(architectures), ptx, find_compiler().compile(source, architectures, ptx)).packed()
 
     with override({"tvm_callback_cuda_postproc": compiled}):

@@ -11,8 +11,10 @@ from ...runtime.errors import UsageError
 from .cpu import native_triple
 from .hooks import override
 from .host import host_triple, parse_host
+from .sources import keeping
 from .target import CompileTarget, GpuTraits
 
+_BUILD = "target.build.metal"
 _HOSTS = {"macos": "arm64-apple-macos", "ios": "arm64-apple-ios"}
 # Of each device since the A14 and the M1 (Apple, "Metal Feature Set Tables", family Apple7), but for the threads: how
 # many a kernel can have depends on its registers too, and 256 are always possible.
@@ -51,4 +53,6 @@ def resolve(variant: str, host: str) -> CompileTarget:
 
 def code_generation(_: CompileTarget) -> AbstractContextManager[None]:
     """TVM's own code generator needs nothing."""
-    return override({})
+    import tvm_ffi
+
+    return override({_BUILD: keeping(tvm_ffi.get_global_func(_BUILD), ".metal")})

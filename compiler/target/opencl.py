@@ -8,6 +8,7 @@ from typing import Any
 from ...runtime.errors import UsageError
 from .hooks import override
 from .host import host_triple
+from .sources import keeping
 from .target import CompileTarget, GpuTraits
 
 # family -> whether all of its devices have cl_khr_fp16. Local memory and threads are what any of them has: Mali's local
@@ -44,12 +45,12 @@ def code_generation(_: CompileTarget) -> Iterator[None]:
 
     def noted(module: Any, target: Any) -> Any:
         sizes.update({str(f.attrs["global_symbol"]): _group_size(f) for f in module.functions.values()})
-        return build(module, target)
+        return build(module, target)  # whose text is that of `sized`
 
     def sized(source: str, _: object) -> str:
         return _KERNEL.sub(lambda found: _declaration(found[1], sizes[found[1]]), source)
 
-    with override({_BUILD: noted, "tvm_callback_opencl_postproc": sized}):
+    with override({_BUILD: keeping(noted, ".cl"), "tvm_callback_opencl_postproc": sized}):
         yield
 
 

@@ -19,6 +19,7 @@ from ...runtime.errors import UsageError
 from .hooks import override
 from .host import host_triple
 from .lld import find_lld, link
+from .sources import keep
 from .target import NO_LIMIT, CompileTarget, GpuTraits
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def code_generation(target: CompileTarget) -> Iterator[None]:
 
     def linked(compiled: bytes) -> bytes:
         made.append(_code_object(bytes(compiled)))
+        keep(f"kernels-{architectures[len(made) - 1]}.hsaco", made[-1])
         # TVM saves what the last call returns
         return _packed(dict(zip(architectures, made, strict=True))) if len(made) == len(architectures) else made[-1]
 

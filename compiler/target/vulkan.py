@@ -7,6 +7,7 @@ from typing import Any
 
 from ...runtime.errors import EngineError, UsageError
 from .host import host_triple
+from .sources import keep
 from .spirv import emit_kernel, module_bytes
 from .target import CompileTarget, GpuTraits
 
@@ -86,4 +87,6 @@ def _build(module: Any, target: Any) -> Any:
         "max_shared_bytes": int(target.attrs["max_shared_memory_per_block"]),
     }
     kernels = [emit_kernel(function, **limits) for function in module.functions.values()]
+    for kernel in kernels:
+        keep(f"{kernel.name}.spv", kernel.spirv)
     return tvm_ffi.get_global_func("ffi.Module.load_from_bytes.vulkan")(module_bytes(kernels))

@@ -9,6 +9,7 @@ from typing import Any
 from ...runtime.errors import UsageError
 from .hooks import override
 from .host import host_triple
+from .sources import keeping
 from .target import CompileTarget, GpuTraits
 
 # W3C, "WebGPU", 3.6.2: an adapter has 256 threads and 16 KiB in a workgroup. Kernels ask for twice the memory, which
@@ -44,5 +45,5 @@ def code_generation(_: CompileTarget) -> Iterator[None]:
                              "scales or biases are stored: choose -q q4f16_1, q4f32_1, q0f16 or q0f32")  # fmt: skip
         return built
 
-    with override({"target.build.webgpu": checked}):
+    with override({"target.build.webgpu": keeping(checked, ".wgsl")}):
         yield

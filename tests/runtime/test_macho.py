@@ -47,6 +47,8 @@ def test_a_library_for_a_mac_is_refused_here(tmp_path: Path, library: bytes) -> 
     message = r"model\.dylib was compiled for aarch64 macOS, this machine is \w+: run `mlc compile <model folder>"
     with pytest.raises(ModelFileError, match=message):
         Library.load(written(tmp_path, library))
+    with pytest.raises(ModelFileError, match=r"run `mlc compile <model folder> --device auto`$"):
+        Library.load(written(tmp_path, library + b"\nmlc-device:metal\n"))  # nothing here runs Metal
 
 
 def test_every_cut_is_noticed(tmp_path: Path, library: bytes) -> None:
