@@ -12,7 +12,7 @@ import pytest
 from stub_driver import build_stub
 from thin_process import require_device
 
-from benchmarks.gpu import pack
+from benchmarks.gpu import pack, roofline
 from benchmarks.gpu.shapes import SHAPES, weight_count
 from mlc_llm.compiler.target import cuda
 
@@ -20,6 +20,11 @@ from mlc_llm.compiler.target import cuda
 def test_products_of_a_token() -> None:
     # Llama 3 8B has 8 030 261 248 parameters; of these 266 240 are of norms and 525 336 576 only looked up
     assert weight_count(SHAPES["llama-3-8b"]) == 8_030_261_248 - 266_240 - 525_336_576
+
+
+def test_the_roofline_of_the_page_is_up_to_date(root: Path) -> None:
+    assert f"{roofline.decode_bytes() / 1e9:.2f} {roofline.prefill_flops() / 1e9:.1f}" == "4.36 14.0"
+    assert f"\n{roofline.table()}\n" in (root / "docs/devices.md").read_text()
 
 
 def _measured(folder: Path, libraries: Path, **environment: str) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
