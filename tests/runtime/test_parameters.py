@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlc_llm.runtime import parameters, weights
 from mlc_llm.runtime.artifact import ParamMetadata, Preproc, TensorRecord
 from mlc_llm.runtime.errors import EngineError, ModelFileError
-from mlc_llm.runtime.parameters import cut, pack_parameters
+from mlc_llm.runtime.ffi import Device, FFIError
+from mlc_llm.runtime.parameters import cut, load_parameters, pack_parameters
+from mlc_llm.runtime.tvm_runtime import tensor
 
 FOLDER = Path("folder")
 STORED = {
@@ -100,6 +103,35 @@ def test_a_parameter_may_be_given_in_pieces_over_the_same_memory() -> None:
     assert first.ctypes.data == whole.address
     with pytest.raises(ModelFileError, match=r"^pieces of \[1, 1\] do not make parameter 'weight', which has 3$"):
         cut(of.model_copy(update={"pieces": [1, 1]}), whole)
+
+
+def test_weights_that_do_not_fit_on_a_device_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnDevice(FakeLibrary):
+        device, path, fingerprint = Device("opencl", 0), Path("x.so"), 0
+
+    def empty(sizes: Any, dtype: str, device: Device) -> Any:
+        if len(made) == 1:
+            raise FFIError("OpenCL device Mali: too little memory: 1 MiB more are wanted\nand a trace")
+        made.append(np.zeros(sizes, dtype))
+        return tensor(made[-1])
+
+    made: list[Any] = []
+    store = SimpleNamespace(index=Path("i"), shards=[], read_into=Store().read_into, records=Store().records)
+    monkeypatch.setattr(weights, "WeightStore", lambda folder: store)
+    monkeypatch.setattr(parameters, "empty", empty)
+    monkeypatch.setattr(parameters, "largest_buffer", lambda device: 1 << 30)
+    with pytest.raises(
+        EngineError,
+        match=r"^the weights of 0 MiB do not fit on device opencl: after 0 MiB: OpenCL device Mali: too li.* wanted$",
+    ):
+        load_parameters(OnDevice(param("weight"), param("bias")), FOLDER)  # type: ignore[arg-type]
+    monkeypatch.setattr(parameters, "largest_buffer", lambda device: 20)
+    with pytest.raises(EngineError) as refused:
+        load_parameters(OnDevice(param("weight"), param("bias")), FOLDER)  # type: ignore[arg-type]
+    assert str(refused.value) == (
+        "device opencl takes tensors of at most 20 bytes, a weight has 48: run `mlc compile <model folder> "
+        """--device '{"kind": "opencl", "largest_buffer": 20}'`"""
+    )
 
 
 def test_progress_counts_parameters() -> None:

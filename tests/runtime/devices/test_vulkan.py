@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import vulkan_work
 from spirv_kernels import TAGS, Kernel, axpby, idle, module
+from stub_driver import build_stub
 from thin_process import require_device, run_python
 from vulkan_work import Raw, load, pointer, tensor
 
@@ -163,6 +164,28 @@ def test_a_kernel_that_is_refused_before_it_runs_is_named_too(vulkan: dict[str, 
     assert message.endswith("(maxComputeSharedMemorySize)")
     missing = refusal(lambda: kernels["mlc.build_kernels"](99, 2))
     assert "99" in missing
+
+
+_REJECTED = """
+import sys; sys.path.insert(0, sys.argv[1])
+from vulkan_work import *
+x = tensor(np.ones(64, "float32"))
+for call in (lambda: run(x, x, 64, 1.0, 1.0), lambda: load(module(axpby("other")))["mlc.build_kernels"](0, 2)):
+    try: call()
+    except ffi.FFIError as error: print(error)
+print(read(x)[0])
+"""
+
+
+def test_a_kernel_that_the_driver_rejects_is_one_line_that_names_it(vulkan: dict[str, Any], tmp_path: Path) -> None:
+    """By a loader that passes all else on to this machine's."""
+    loaders = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libvulkan.so" in line}
+    build_stub("stub_vulkan.c", tmp_path, "libvulkan.so.1", "-ldl")
+    environment = {"LD_LIBRARY_PATH": str(tmp_path), "STUB_LOADER": loaders.pop(), "STUB_REFUSAL": "-1000012000"}
+    answer = "{} refuses it (vkCreateComputePipelines): VK_ERROR_INVALID_SHADER_NV".format(vulkan["name"])
+    assert run_python(_REJECTED, HELPERS, environment=environment).splitlines() == [
+        f"kernel axpby: {answer}", f"kernel other: {answer}", "1.0"
+    ]  # fmt: skip
 
 
 def test_a_grid_that_is_too_large_is_refused_with_the_limit(vulkan: dict[str, Any]) -> None:
