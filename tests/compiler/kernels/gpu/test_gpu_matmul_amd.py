@@ -59,7 +59,7 @@ def test_numbers_lie_where_the_instruction_takes_them(instruction: str) -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="devices' languages are compiled for processors by g++")
 @pytest.mark.slow
-@pytest.mark.parametrize(("instruction", "rows"), zip(INSTRUCTIONS, (128, 64), strict=True))
+@pytest.mark.parametrize(("instruction", "rows"), list(zip(INSTRUCTIONS, (128, 64), strict=True)))
 def test_products_equal_numpy(instruction: str, rows: int, tmp_path: Path) -> None:
     packages = [str(Path(__file__).parents[3] / "helpers"), *filter(None, sys.path)]
     environment = {"PYTHONPATH": ":".join(packages), "PATH": "/usr/bin:/bin"}
