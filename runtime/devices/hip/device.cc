@@ -9,8 +9,6 @@ namespace mlc {
 namespace hip {
 namespace {
 
-size_t MostKept(uint64_t memory) { return static_cast<size_t>(std::max<uint64_t>(memory / 16, uint64_t{64} << 20)); }
-
 int Attribute(int index, int which) {
   int value = 0;
   Api::Get().DeviceGetAttribute(&value, static_cast<hipDeviceAttribute_t>(which), index);
@@ -28,19 +26,19 @@ Limits ReadLimits(int index) {
   limits.memory = memory;
   int version = 0;
   api.RuntimeGetVersion(&version);  // 60342134 is 6.3.42134
-  limits.version = Text("HIP ", version / 10000000, ".", version / 100000 % 100, ".", version % 100000);
+  limits.driver = Text("HIP ", version / 10000000, ".", version / 100000 % 100, ".", version % 100000);
   limits.architecture = Architecture(Attribute(index, hipDeviceAttributePciDomainID),
                                      Attribute(index, hipDeviceAttributePciBusId),
                                      Attribute(index, hipDeviceAttributePciDeviceId));
-  limits.max_threads = Attribute(index, hipDeviceAttributeMaxThreadsPerBlock);
+  limits.max_threads = static_cast<uint64_t>(Attribute(index, hipDeviceAttributeMaxThreadsPerBlock));
   for (int axis = 0; axis < 3; ++axis) {
-    limits.max_threads_of[axis] = Attribute(index, hipDeviceAttributeMaxBlockDimX + axis);
+    limits.max_threads_of[axis] = static_cast<uint64_t>(Attribute(index, hipDeviceAttributeMaxBlockDimX + axis));
   }
   limits.shared_memory = static_cast<uint64_t>(Attribute(index, hipDeviceAttributeMaxSharedMemoryPerBlock));
   limits.cache = static_cast<uint64_t>(Attribute(index, hipDeviceAttributeL2CacheSize));
-  limits.subgroup = Attribute(index, hipDeviceAttributeWarpSize);
-  limits.compute_units = Attribute(index, hipDeviceAttributeMultiprocessorCount);
-  limits.clock_khz = Attribute(index, hipDeviceAttributeClockRate);
+  limits.subgroup = static_cast<uint64_t>(Attribute(index, hipDeviceAttributeWarpSize));
+  limits.compute_units = static_cast<uint64_t>(Attribute(index, hipDeviceAttributeMultiprocessorCount));
+  limits.clock_khz = static_cast<uint64_t>(Attribute(index, hipDeviceAttributeClockRate));
   return limits;
 }
 
@@ -90,7 +88,7 @@ void Staging::Write(hipStream_t stream, void* to, const void* from, size_t bytes
   used_ += bytes;
 }
 
-Device::Device(int index, Limits found) : limits(std::move(found)), index_(index), pool_(MostKept(limits.memory)) {}
+Device::Device(int index, Limits found) : limits(std::move(found)), index_(index), pool_(Pool<Block>::MostOf(limits.memory)) {}
 
 void Device::Select() {
   Check(Api::Get().SetDevice(index_), Named("cannot be opened"));
@@ -213,7 +211,7 @@ Loaded Device::Find(hipModule_t module, const KernelInfo& info) {
   Check(api.ModuleGetFunction(&kernel.function, module, info.name.c_str()), Text("kernel ", info.name, ": not found"));
   int threads = 0, shared = 0;
   bool known = api.FuncGetAttribute(&threads, HIP_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, kernel.function) == hipSuccess;
-  kernel.max_threads = static_cast<size_t>(known && threads > 0 ? threads : limits.max_threads);
+  kernel.max_threads = known && threads > 0 ? static_cast<size_t>(threads) : limits.max_threads;
   known = api.FuncGetAttribute(&shared, HIP_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, kernel.function) == hipSuccess;
   if (known && shared > 0 && static_cast<uint64_t>(shared) > limits.shared_memory) {
     Fail("kernel ", info.name, ": wants ", shared, " bytes of shared memory, ", limits.name, " has ",
@@ -255,7 +253,7 @@ Devices& Devices::Get() {
   return *devices;
 }
 
-Devices::Devices() {
+Devices::Devices() : DeviceList("ROCm") {
   const Api& api = Api::Get();
   problem = api.problem;
   if (!problem.empty()) return;
@@ -270,11 +268,6 @@ Devices::Devices() {
   for (int index = 0; problem.empty() && index < count; ++index) {
     all.push_back(std::make_unique<Device>(index, ReadLimits(index)));
   }
-}
-
-Device& Devices::operator[](int index) {
-  if (!Has(index)) Fail(problem.empty() ? Text("there is no ROCm device ", index, ": there are ", all.size()) : problem);
-  return *all[static_cast<size_t>(index)];
 }
 
 }  // namespace hip

@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "../shared/device_list.h"
 #include "../shared/kernel.h"
 #include "../shared/pool.h"
 #include "../shared/text.h"
@@ -22,11 +23,7 @@ struct Block {
 };
 
 // What a card says of itself. `architecture` is "gfx1100", or "" where the kernel driver does not tell.
-struct Limits {
-  std::string name, architecture, version;
-  uint64_t memory = 0, shared_memory = 0, cache = 0;
-  int max_threads = 0, max_threads_of[3] = {0, 0, 0}, subgroup = 0, compute_units = 0, clock_khz = 0;
-};
+using Limits = Attributes;
 
 // A kernel as one card runs it.
 struct Loaded {
@@ -90,15 +87,9 @@ class Device {
 };
 
 // All cards that HIP shows this process.
-class Devices {
+class Devices : public DeviceList<Device> {
  public:
   static Devices& Get();
-
-  std::vector<std::unique_ptr<Device>> all;
-  std::string problem;  // why there is none
-
-  bool Has(int index) const { return index >= 0 && static_cast<size_t>(index) < all.size(); }
-  Device& operator[](int index);
 
  private:
   Devices();

@@ -37,49 +37,12 @@ class ROCmDeviceAPI final : public DeviceAPI {
       *result = static_cast<int64_t>(devices.Has(device.device_id));
       return;
     }
-    const Limits& limits = devices[device.device_id].limits;
-    switch (kind) {
-      case tvm::runtime::kMaxThreadsPerBlock:
-        *result = int64_t{limits.max_threads};
-        break;
-      case tvm::runtime::kWarpSize:
-        *result = int64_t{limits.subgroup};
-        break;
-      case tvm::runtime::kMaxSharedMemoryPerBlock:
-        *result = static_cast<int64_t>(limits.shared_memory);
-        break;
-      case tvm::runtime::kComputeVersion:
-      case tvm::runtime::kGcnArch:
-        *result = ffi::String(limits.architecture);
-        break;
-      case tvm::runtime::kDeviceName:
-        *result = ffi::String(limits.name);
-        break;
-      case tvm::runtime::kMaxClockRate:
-        *result = int64_t{limits.clock_khz};
-        break;
-      case tvm::runtime::kMultiProcessorCount:
-        *result = int64_t{limits.compute_units};
-        break;
-      case tvm::runtime::kMaxThreadDimensions:
-        *result = ffi::String(Text("[", limits.max_threads_of[0], ", ", limits.max_threads_of[1], ", ",
-                                   limits.max_threads_of[2], "]"));
-        break;
-      case tvm::runtime::kDriverVersion:
-        *result = ffi::String(limits.version);
-        break;
-      case tvm::runtime::kL2CacheSizeBytes:
-        *result = static_cast<int64_t>(limits.cache);
-        break;
-      case tvm::runtime::kTotalGlobalMemory:
-        *result = static_cast<int64_t>(limits.memory);
-        break;
-      case tvm::runtime::kAvailableGlobalMemory:
-        *result = static_cast<int64_t>(devices[device.device_id].available_memory());
-        break;
-      default:
-        break;  // TVM takes a missing value for "unknown"
+    Device& found = devices[device.device_id];
+    if (kind == tvm::runtime::kAvailableGlobalMemory) {
+      *result = static_cast<int64_t>(found.available_memory());
+      return;
     }
+    found.limits.Answer(kind, result);
   }
 
   void* AllocDataSpace(tvm::Device device, size_t bytes, size_t, DLDataType) final {
@@ -197,14 +160,14 @@ ffi::String DevicesAsJson() {
     const Limits& limits = device->limits;
     items.push_back(JsonObject()
                         .Add("name", limits.name)
-                        .Add("driver", limits.version)
+                        .Add("driver", limits.driver)
                         .Add("architecture", limits.architecture)
                         .Add("memory", limits.memory)
                         .Add("max_buffer", limits.memory)
-                        .Add("max_threads", static_cast<uint64_t>(limits.max_threads))
+                        .Add("max_threads", limits.max_threads)
                         .Add("shared_memory", limits.shared_memory)
-                        .Add("compute_units", static_cast<uint64_t>(limits.compute_units))
-                        .Add("subgroup", static_cast<uint64_t>(limits.subgroup))
+                        .Add("compute_units", limits.compute_units)
+                        .Add("subgroup", limits.subgroup)
                         .Add("float16", true));
   }
   return ffi::String(JsonList(items));

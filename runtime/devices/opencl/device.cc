@@ -9,8 +9,6 @@ namespace {
 
 constexpr unsigned kFlushAfter = 16;  // kernels: a driver may wait for a flush before it begins
 
-size_t MostKept(uint64_t memory) { return static_cast<size_t>(std::max<uint64_t>(memory / 16, uint64_t{64} << 20)); }
-
 template <typename Value>
 Value Info(cl_device_id id, cl_uint what) {
   Value value{};
@@ -45,7 +43,8 @@ Limits ReadLimits(cl_platform_id platform, cl_device_id id, const char* type) {
   limits.shared_memory = Info<cl_ulong>(id, CL_DEVICE_LOCAL_MEM_SIZE);
   limits.cache = Info<cl_ulong>(id, CL_DEVICE_GLOBAL_MEM_CACHE_SIZE);
   limits.compute_units = Info<cl_uint>(id, CL_DEVICE_MAX_COMPUTE_UNITS);
-  limits.clock_mhz = Info<cl_uint>(id, CL_DEVICE_MAX_CLOCK_FREQUENCY);
+  limits.clock_khz = uint64_t{Info<cl_uint>(id, CL_DEVICE_MAX_CLOCK_FREQUENCY)} * 1000;
+  limits.subgroup = 1;  // kernels rely on no lanes
   limits.max_threads = Info<size_t>(id, CL_DEVICE_MAX_WORK_GROUP_SIZE);
   limits.max_argument_bytes = Info<size_t>(id, CL_DEVICE_MAX_PARAMETER_SIZE);
   size_t bytes = 0;  // three axes or more
@@ -84,7 +83,7 @@ void Staging::Write(cl_command_queue queue, cl_mem to, size_t offset, const void
   used_ += bytes;
 }
 
-Device::Device(cl_device_id id, Limits found) : limits(std::move(found)), id_(id), pool_(MostKept(limits.memory)) {}
+Device::Device(cl_device_id id, Limits found) : limits(std::move(found)), id_(id), pool_(Pool<Buffer>::MostOf(limits.memory)) {}
 
 void Device::Open() {
   if (queue_ != nullptr) return;
@@ -240,7 +239,7 @@ Devices& Devices::Get() {
   return *devices;
 }
 
-Devices::Devices() {
+Devices::Devices() : DeviceList("OpenCL") {
   const Api& api = Api::Get();
   problem = api.problem;
   if (!problem.empty()) return;
@@ -267,13 +266,6 @@ Devices::Devices() {
     }
   }
   if (all.empty()) problem = "no OpenCL device: the installed drivers know none that is available and has a compiler";
-}
-
-Device& Devices::operator[](int index) {
-  if (!Has(index)) {
-    Fail(problem.empty() ? Text("there is no OpenCL device ", index, ": there are ", all.size()) : problem);
-  }
-  return *all[static_cast<size_t>(index)];
 }
 
 }  // namespace opencl

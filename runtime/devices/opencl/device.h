@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "../shared/device_list.h"
 #include "../shared/kernel.h"
 #include "../shared/pool.h"
 #include "../shared/text.h"
@@ -24,11 +25,9 @@ struct Buffer {
 };
 
 // What a device says of itself.
-struct Limits {
-  std::string name, vendor, driver, version, platform, type;
-  uint64_t memory = 0, max_buffer = 0, shared_memory = 0, cache = 0;
-  uint32_t compute_units = 0, clock_mhz = 0;
-  size_t max_threads = 0, max_threads_of[3] = {0, 0, 0}, max_argument_bytes = 0;
+struct Limits : Attributes {
+  std::string vendor, platform, type;
+  uint64_t max_buffer = 0, max_argument_bytes = 0;
   bool float16 = false, float64 = false;
 };
 
@@ -89,15 +88,9 @@ class Device {
 };
 
 // All devices of this machine: GPUs, then accelerators, then processors.
-class Devices {
+class Devices : public DeviceList<Device> {
  public:
   static Devices& Get();
-
-  std::vector<std::unique_ptr<Device>> all;
-  std::string problem;  // why there is none
-
-  bool Has(int index) const { return index >= 0 && static_cast<size_t>(index) < all.size(); }
-  Device& operator[](int index);
 
  private:
   Devices();

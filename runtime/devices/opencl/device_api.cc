@@ -26,49 +26,11 @@ class OpenCLDeviceAPI final : public DeviceAPI {
       return;
     }
     Device& found = devices[device.device_id];
-    const Limits& limits = found.limits;
-    switch (kind) {
-      case tvm::runtime::kMaxThreadsPerBlock:
-        *result = static_cast<int64_t>(limits.max_threads);
-        break;
-      case tvm::runtime::kWarpSize:
-        *result = int64_t{1};  // kernels rely on no lanes
-        break;
-      case tvm::runtime::kMaxSharedMemoryPerBlock:
-        *result = static_cast<int64_t>(limits.shared_memory);
-        break;
-      case tvm::runtime::kComputeVersion:
-      case tvm::runtime::kApiVersion:
-        *result = ffi::String(limits.version);
-        break;
-      case tvm::runtime::kDeviceName:
-        *result = ffi::String(limits.name);
-        break;
-      case tvm::runtime::kMaxClockRate:
-        *result = static_cast<int64_t>(limits.clock_mhz) * 1000;
-        break;
-      case tvm::runtime::kMultiProcessorCount:
-        *result = static_cast<int64_t>(limits.compute_units);
-        break;
-      case tvm::runtime::kMaxThreadDimensions:
-        *result = ffi::String(Text("[", limits.max_threads_of[0], ", ", limits.max_threads_of[1], ", ",
-                                   limits.max_threads_of[2], "]"));
-        break;
-      case tvm::runtime::kDriverVersion:
-        *result = ffi::String(limits.driver);
-        break;
-      case tvm::runtime::kL2CacheSizeBytes:
-        *result = static_cast<int64_t>(limits.cache);
-        break;
-      case tvm::runtime::kTotalGlobalMemory:
-        *result = static_cast<int64_t>(limits.memory);
-        break;
-      case tvm::runtime::kAvailableGlobalMemory:
-        *result = static_cast<int64_t>(found.available_memory());
-        break;
-      default:
-        break;
+    if (kind == tvm::runtime::kAvailableGlobalMemory) {
+      *result = static_cast<int64_t>(found.available_memory());
+      return;
     }
+    found.limits.Answer(kind, result);
   }
 
   void* AllocDataSpace(tvm::Device device, size_t bytes, size_t, DLDataType) final {
@@ -130,9 +92,9 @@ ffi::String DevicesAsJson() {
                         .Add("version", limits.version)
                         .Add("memory", limits.memory)
                         .Add("max_buffer", limits.max_buffer)
-                        .Add("max_threads", uint64_t{limits.max_threads})
+                        .Add("max_threads", limits.max_threads)
                         .Add("shared_memory", limits.shared_memory)
-                        .Add("compute_units", uint64_t{limits.compute_units})
+                        .Add("compute_units", limits.compute_units)
                         .Add("subgroup", uint64_t{0})  // lanes that kernels may rely on
                         .Add("float16", limits.float16)
                         .Add("float64", limits.float64));

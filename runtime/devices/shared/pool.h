@@ -1,7 +1,9 @@
 // Freed device memory, kept for the next request of about the same size.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <map>
 #include <vector>
 
@@ -12,6 +14,11 @@ template <typename Block>
 class Pool {
  public:
   explicit Pool(size_t keeps_bytes) : keeps_bytes_(keeps_bytes) {}
+
+  // How many bytes to keep of a device's memory.
+  static size_t MostOf(uint64_t memory) {
+    return static_cast<size_t>(std::max<uint64_t>(memory / 16, uint64_t{64} << 20));
+  }
 
   // What to allocate for a request: small sizes in steps of an eighth, so that different ones can share a block.
   static size_t Rounded(size_t bytes) {

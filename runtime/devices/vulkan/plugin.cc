@@ -14,6 +14,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "../shared/device_list.h"
 #include "device.h"
 #include "driver.h"
 #include "kernel.h"
@@ -40,28 +41,22 @@ class VulkanDeviceAPI final : public tvm::runtime::DeviceAPI {
     if (kind == tvm::runtime::kExist) *result = static_cast<int64_t>(exists);
     if (kind == tvm::runtime::kExist || !exists) return;
     const DeviceInfo& info = driver.devices()[static_cast<size_t>(device.device_id)];
-    const VkPhysicalDeviceLimits& limits = info.limits();
-    switch (kind) {
-      case tvm::runtime::kMaxThreadsPerBlock: *result = int64_t{limits.maxComputeWorkGroupInvocations}; break;
-      case tvm::runtime::kWarpSize: *result = int64_t{info.subgroup_size}; break;
-      case tvm::runtime::kMaxSharedMemoryPerBlock: *result = int64_t{limits.maxComputeSharedMemorySize}; break;
-      case tvm::runtime::kDeviceName: *result = ffi::String(info.name); break;
-      case tvm::runtime::kComputeVersion:
-      case tvm::runtime::kApiVersion: *result = ffi::String(VersionName(info.properties.apiVersion)); break;
-      case tvm::runtime::kDriverVersion: *result = ffi::String(info.driver); break;
-      case tvm::runtime::kMaxThreadDimensions: {
-        const uint32_t* size = limits.maxComputeWorkGroupSize;
-        *result = ffi::String(Text("[", size[0], ", ", size[1], ", ", size[2], "]"));
-        break;
-      }
-      case tvm::runtime::kTotalGlobalMemory: *result = static_cast<int64_t>(info.total_memory()); break;
-      case tvm::runtime::kAvailableGlobalMemory: {
-        uint64_t in_use = driver.Open(device.device_id).MemoryInUse();
-        *result = static_cast<int64_t>(driver.AvailableMemory(info, in_use));
-        break;
-      }
-      default: break;  // TVM takes a missing value for "unknown"
+    if (kind == tvm::runtime::kAvailableGlobalMemory) {
+      uint64_t in_use = driver.Open(device.device_id).MemoryInUse();
+      *result = static_cast<int64_t>(driver.AvailableMemory(info, in_use));
+      return;
     }
+    const VkPhysicalDeviceLimits& limits = info.limits();
+    Attributes attributes;
+    attributes.name = info.name;
+    attributes.version = VersionName(info.properties.apiVersion);
+    attributes.driver = info.driver;
+    attributes.max_threads = limits.maxComputeWorkGroupInvocations;
+    std::copy_n(limits.maxComputeWorkGroupSize, 3, attributes.max_threads_of);
+    attributes.subgroup = info.subgroup_size;
+    attributes.shared_memory = limits.maxComputeSharedMemorySize;
+    attributes.memory = info.total_memory();
+    attributes.Answer(kind, result);
   }
 
   void* AllocDataSpace(tvm::Device device, size_t bytes, size_t, DLDataType) final {
