@@ -219,6 +219,8 @@ class LibraryMetadata(Record):
 
 
 SAMPLING_BLOCK = 64  # logits that each number of a library's functions "block_max" and "block_exp_sum" stands for
+# int32 words by which "adjust_and_sample" is told what to change: see compiler/kernels/gpu/sample_adjust.py
+CHANGED_ROW_WORDS, CHANGE_WORDS = 4, 4
 
 # What says which model a configuration is. Sampling defaults, templates and tokenizers do not; nor do the sizes below,
 # which a library may be compiled with others of (`mlc compile FOLDER --overrides`) and whose own are in its metadata.

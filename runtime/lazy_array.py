@@ -49,6 +49,10 @@ class LazyArray:
                 return LazyArray(self.address, (count,), self.owner)
         return self.numpy()[index]
 
+    def columns(self, count: int) -> "LazyArray":
+        """The first `count` numbers of each row, or of the only one."""
+        return LazyArray(self.address, (*self.shape[:-1], count), self.owner, self.stride)
+
     def numpy(self) -> "npt.NDArray[np.float32]":
         """A numpy array over the same memory."""
         import numpy as np
@@ -73,5 +77,5 @@ def first_columns(array: "npt.NDArray[np.float32] | LazyArray", count: int) -> "
     if array.shape[-1] == count:
         return array
     if isinstance(array, LazyArray):
-        return LazyArray(array.address, (*array.shape[:-1], count), array.owner, array.stride)
+        return array.columns(count)
     return array[..., :count]

@@ -28,6 +28,7 @@ FUNCTIONS = (
     "sample_token",
 )  # fmt: skip
 HIDDEN_STATES = "batch_hidden_states"  # the function that embeddings need; older libraries lack it
+ADJUST_AND_SAMPLE = "adjust_and_sample"  # of devices: bias, penalties and masks there; older libraries lack it
 MODEL_FOLDER = "<model folder>"  # stands in a refusal for the folder, which a library does not know
 _MARK = b"\nmlc-device:"  # in the file, before the device and a new line: see compiler/kernels/cpu/threads.c
 _LONGEST_DEVICE = 16

@@ -2,11 +2,13 @@
 
 from array import array
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from .artifact import LibraryMetadata, load_chat_config
 from .derived import Reading
+from .device_logits import DeviceLogits, DeviceSampler
 from .devices.build_ahead import kernels_built
 from .devices.device import parse_device
 from .errors import EngineError, RequestError
@@ -14,7 +16,7 @@ from .ffi import Function
 from .ffi_tensor import Tensor
 from .kv_cache import KVCache
 from .lazy_array import LazyArray
-from .library import HIDDEN_STATES, Library
+from .library import ADJUST_AND_SAMPLE, HIDDEN_STATES, Library
 from .parameters import Progress, load_parameters
 from .sampling_kernels import Cuts, Draws, LibraryDraws, LibrarySampling, SamplingKernels, StagedDraws
 from .staged import Staged
@@ -100,6 +102,8 @@ class Model:
         self._tokens = Staged(Arena(4 * room + ALIGNMENT).tensor((room,), "int32"), self._device)
         self._token_buffer = self._tokens.numbers
         self._decoders: dict[int, Callable[[], Tensor]] = {}  # by the number of sequences
+        adjust_and_sample = library.get(ADJUST_AND_SAMPLE)
+        self._sampler = DeviceSampler(adjust_and_sample, self._device) if adjust_and_sample is not None else None
 
     @classmethod
     def load(
@@ -169,12 +173,17 @@ class Model:
         return LazyArray(logits.address, (self.vocab_size,), logits)
 
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> Logits:
-        """Append one token to each of some sequences. Returns the logits after them, [batch, vocab].
+        """Append one token to each of some sequences. Returns the logits after them, [batch, vocab], on a device as
+        `DeviceLogits`.
 
         Raises CacheFullError, before anything changes, when the cache has no room for them.
         """
         count = self._check_batch(sequences, tokens)
-        logits = self._decode(self._decoders.get(count) or self._decoder(count), sequences, tokens).to_host()
+        logits = self._decode(self._decoders.get(count) or self._decoder(count), sequences, tokens)
+        if self._sampler is not None:
+            failed = partial(self._give_up, "decode", sequences)
+            return DeviceLogits(logits, self.vocab_size, self._sampler, failed)
+        logits = logits.to_host()
         return LazyArray(logits.address, (count, self.vocab_size), logits, self.metadata.vocab_size)
 
     def decode_and_sample(

@@ -6,6 +6,8 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from .adjustments import Adjustments
+from .device_logits import DeviceLogits
 from .errors import EngineError
 from .lazy_array import LazyArray
 from .philox import philox, round_keys
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _GREEDY_TEMPERATURE = 1e-5  # at or below, the softmax has all its weight on the largest logit
-_FORBIDDEN_BIAS = -100.0
 _NUMBERS_AT_ONCE = 16
 
 
@@ -77,25 +78,27 @@ class Sampler:
         seed = (int.from_bytes(os.urandom(8), "little") if params.seed is None else int(params.seed)) % 2**64
         self._uniforms = itertools.repeat(0.0) if greedy else _uniforms(seed)
         self.uniform = next(self._uniforms)  # the number of [0, 1) that decides the next draw
-        self._counts: dict[int, int] = {}
-        self._counts_tokens = bool(params.presence_penalty or params.frequency_penalty)
-        repeats = params.repetition_penalty != 1
-        self._repeated = dict.fromkeys(prompt_ids) if repeats else {}
-        if self._repeated and not 0 <= min(self._repeated) <= max(self._repeated) < vocab_size:
-            raise EngineError(f"the prompt has a token outside the model's vocabulary of {vocab_size}")
-        self._always_adjusts = bool(params.logit_bias) or self._counts_tokens or repeats
-        self._end_ids = [token for token in end_ids if 0 <= token < vocab_size]
-        self._early = params.min_tokens if self._end_ids else 0  # how many more tokens may not end the answer
+        self._adjustments = Adjustments(params, vocab_size, prompt_ids, end_ids)
+        self._always_plain = not (self._adjustments.any or params.logprobs)
 
     @property
     def adjusts(self) -> bool:
         """Whether logits change beforehand."""
-        return self._always_adjusts or self._early > 0
+        return self._adjustments.any
 
     @property
     def plain(self) -> bool:
         """Whether logits serve for nothing but the draw, so that it can be a part of the model's pass: see `accept`."""
-        return not (self._always_adjusts or self._early or self._params.logprobs)
+        return self._always_plain or not (self._adjustments.any or self._params.logprobs)
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether logits serve for more than the choice of a token."""
+        return self._params.logprobs
+
+    def changes(self) -> bytearray:
+        """What logits are changed by beforehand, as a device's kernel takes it."""
+        return self._adjustments.changes() if self.adjusts else bytearray()
 
     def sample(self, logits: Logits, mask: TokenMask | None = None) -> Sampled:
         """Choose the next token from `logits` [vocab_size], which are left as they are, among those of the mask.
@@ -127,12 +130,7 @@ class Sampler:
         self.uniform = next(self._uniforms)
         if self.plain:
             return Sampled(token)
-        if self._early:
-            self._early -= 1
-        if self._counts_tokens:
-            self._counts[token] = self._counts.get(token, 0) + 1
-        if self._params.repetition_penalty != 1:
-            self._repeated[token] = None
+        self._adjustments.take(token)
         if not self._params.logprobs:
             return Sampled(token)
         from .logprobs import logprobs
@@ -160,27 +158,8 @@ class Sampler:
         if not self.adjusts and mask is not None:
             return masked(logits.numpy() if isinstance(logits, LazyArray) else logits, mask)
         adjusted = np.array(logits, np.float32)
-        # Overflow is as good as the infinity that it gives; a NaN is found later.
-        with np.errstate(over="ignore", invalid="ignore"):
-            self._apply(adjusted)
+        self._adjustments.apply(adjusted)
         return adjusted if mask is None else masked(adjusted, mask)
-
-    def _apply(self, adjusted: "npt.NDArray[np.float32]") -> None:
-        import numpy as np
-
-        params = self._params
-        for token, bias in params.logit_bias.items():
-            adjusted[token] += np.float32(-math.inf if bias <= _FORBIDDEN_BIAS else bias)
-        if self._counts:
-            ids = np.fromiter(self._counts, np.int64, len(self._counts))
-            counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
-            adjusted[ids] -= params.presence_penalty + counts * params.frequency_penalty
-        if self._repeated:
-            ids = np.fromiter(self._repeated, np.int64, len(self._repeated))
-            seen, penalty = adjusted[ids], params.repetition_penalty
-            adjusted[ids] = np.where(seen < 0, seen * penalty, seen / penalty)
-        if self._early:
-            adjusted[self._end_ids] = -math.inf
 
 
 class BatchSampler:
@@ -216,10 +195,19 @@ class BatchSampler:
         if logits.shape != self._shape:
             raise EngineError(f"the model gave logits of shape {logits.shape}; expected {list(self._shape)}")
         masks = masks or [None] * len(self._samplers)
+        if isinstance(logits, DeviceLogits) and not any(sampler.reads_logits for sampler in self._samplers):
+            return self._sample_there(logits, masks)
         needs_all = any(mask is None and not one.adjusts for one, mask in zip(self._samplers, masks, strict=True))
         tokens = self.draws.choose(LazyArray.over(logits), self.uniforms()) if needs_all else [0] * len(masks)
         rows = enumerate(zip(self._samplers, tokens, masks, strict=True))
         return [_row(sampler, token, logits[i], mask) for i, (sampler, token, mask) in rows]
+
+    def _sample_there(self, logits: DeviceLogits, masks: Sequence[TokenMask | None]) -> "list[Sampled | EngineError]":
+        """The same, of logits that need not come to the host; they have been changed when one of them is unusable."""
+        changes = [sampler.changes() for sampler in self._samplers]
+        tokens = logits.choose(self.draws, self.uniforms(), changes, masks)
+        rows = enumerate(zip(self._samplers, tokens, strict=True))
+        return [_taken(sampler, token, logits[i] if token < 0 else logits) for i, (sampler, token) in rows]
 
 
 def sample_or_error(sampler: Sampler, logits: Logits, mask: TokenMask | None = None) -> Sampled | EngineError:
@@ -238,9 +226,13 @@ def _accepted(sampler: Sampler, token: int) -> Sampled | EngineError:
 
 
 def _row(sampler: Sampler, token: int, logits: Logits, mask: TokenMask | None) -> Sampled | EngineError:
+    if mask is not None or sampler.adjusts:
+        return sample_or_error(sampler, logits, mask)
+    return _taken(sampler, token, logits)
+
+
+def _taken(sampler: Sampler, token: int, logits: Logits) -> Sampled | EngineError:
     try:
-        if mask is not None or sampler.adjusts:
-            return sampler.sample(logits, mask)
         return sampler.take(token, logits, logits)
     except EngineError as error:
         return error

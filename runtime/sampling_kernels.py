@@ -5,7 +5,7 @@ import math
 import mmap
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeAlias
 
 from . import ffi
 from .artifact import SAMPLING_BLOCK
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Logits: TypeAlias = "npt.NDArray[np.float32] | LazyArray"
 Blocks: TypeAlias = "npt.NDArray[np.float32]"
+Arguments = ParamSpec("Arguments")
 
 _LOG2_E = math.log2(math.e)
 _LARGEST_UNIFORM = 1 - 2**-24  # below 1 as a float32
@@ -138,7 +139,9 @@ class LibraryDraws:
             tensor(ctypes.addressof(self.uniforms), "float64", (rows,), self.uniforms),
             tensor(ctypes.addressof(self.tokens), "int32", (rows,), self.tokens),
         )
-        self.pass_: Callable[[], None] | None = None  # of the model, with these tensors
+        # with these tensors, of the model: its pass, and the choice from logits that lie on a device
+        self.pass_: Callable[[], None] | None = None
+        self.on_device: Callable[[Tensor, Tensor], None] | None = None
         self._kernels, self._rows = kernels, rows
         self._logits = Lent("float32", 2)
         self._scratch = [Lent(dtype, 2) for dtype in ("float32", "float32", "int32", "float32")]
@@ -189,18 +192,18 @@ class StagedDraws:
         copy(host[0], self.tensors[0])
         self._send, self._tokens = copier(host[1], self.tensors[1]), tokens
 
-    def around(self, decode: Callable[[], None]) -> Callable[[], None]:
-        """The pass, with the draws' random numbers before and their tokens after it."""
+    def around(self, choose: Callable[Arguments, None]) -> Callable[Arguments, None]:
+        """A call that chooses tokens, with the draws' random numbers before and their tokens after it."""
         if self.tensors is self._draws.tensors:
-            return decode
+            return choose
 
-        def send_decode_and_read() -> None:
+        def send_choose_and_read(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
             self._uniforms[:] = [min(uniform, _LARGEST_UNIFORM) for uniform in self._draws.uniforms]
             self._send()
-            decode()
+            choose(*args, **kwargs)
             copy(self.tensors[2], self._tokens)
 
-        return send_decode_and_read
+        return send_choose_and_read
 
 
 def _address(array: Logits) -> int:

@@ -24,6 +24,9 @@ class Family:
     # token from each row as cpu/sample_token.py describes and writes it to `tokens`, as keys and values are written to
     # the cache. Returns the logits [batch, vocab].
     sample: Callable[[CompileTarget, Tensor, Tensor, Tensor, Tensor], Tensor]
+    # (logits [batch, vocab], words int32): does what requests ask for to the logits, as gpu/sample_adjust.py describes,
+    # before a token is chosen. Returns the same logits. None where the runtime does that.
+    adjust: Callable[[Tensor, Tensor], Tensor] | None
     sampling_dtype: Literal["float32", "float64"]  # of settings and uniforms
     # What else the runtime calls: names and kernels.
     others: Callable[[CacheShape, CompileTarget], dict[str, tirx.PrimFunc]]
@@ -35,7 +38,7 @@ def family(target: CompileTarget) -> Family:
         from .cpu import attention, sample_in_pass, table
 
         return Family(
-            table.CpuKernels, attention.cache_kernels, sample_in_pass.sample, "float64", lambda cache, target: {}
+            table.CpuKernels, attention.cache_kernels, sample_in_pass.sample, None, "float64", lambda cache, target: {}
         )
     from .gpu import attention as gpu_attention
     from .gpu import kv_pages
@@ -43,6 +46,6 @@ def family(target: CompileTarget) -> Family:
     from .gpu import table as gpu_table
 
     return Family(
-        gpu_table.GpuKernels, gpu_attention.cache_kernels, gpu_sample_in_pass.sample, "float32",
-        lambda cache, target: {"copy_page": kv_pages.copy_page(cache, target)},
+        gpu_table.GpuKernels, gpu_attention.cache_kernels, gpu_sample_in_pass.sample, gpu_sample_in_pass.adjust,
+        "float32", lambda cache, target: {"copy_page": kv_pages.copy_page(cache, target)},
     )  # fmt: skip

@@ -70,6 +70,14 @@ class CausalLM(nn.Module):
         logits = self.logits(self._hidden_states(input_ids, kv_cache, decodes=True))
         return self.layers.family.sample(self.layers.target, logits, settings, uniforms, tokens)
 
+    def adjust_and_sample(self, logits: Tensor, words: Tensor, settings: Tensor, uniforms: Tensor,
+                          tokens: Tensor) -> Tensor:  # fmt: skip
+        """The tokens after logits [batch, vocab] that a pass has left on the device, when these have been changed as
+        requests ask for. Returns the changed logits: see `families.Family`."""
+        family = self.layers.family
+        assert family.adjust is not None
+        return family.sample(self.layers.target, family.adjust(logits, words), settings, uniforms, tokens)
+
     def batch_verify(self, input_ids: Tensor, kv_cache: Sequence[Tensor]) -> Tensor:
         """Logits after every token: [total] -> [1, total, vocab]."""
         return self.logits(self._hidden_states(input_ids, kv_cache))
@@ -92,16 +100,26 @@ class CausalLM(nn.Module):
             kv_cache = self.cache.specification(count, sequences)
             return {"input_ids": nn.spec.Tensor([count], "int32"), **others, "kv_cache": kv_cache, "$": packed}
 
-        def decode(rows: int | str) -> dict[str, Any]:
+        def sampling(rows: int | str) -> dict[str, Any]:
             dtype = self.layers.family.sampling_dtype
-            settings = nn.spec.Tensor([rows, len(SETTINGS)], dtype)
-            uniforms, tokens = nn.spec.Tensor([rows], dtype), nn.spec.Tensor([rows], "int32")
-            return forward(rows, rows, settings=settings, uniforms=uniforms, tokens=tokens)
+            return {"settings": nn.spec.Tensor([rows, len(SETTINGS)], dtype), "uniforms": nn.spec.Tensor([rows], dtype),
+                    "tokens": nn.spec.Tensor([rows], "int32")}  # fmt: skip
 
+        def decode(rows: int | str) -> dict[str, Any]:
+            return forward(rows, rows, **sampling(rows))
+
+        after_pass = {
+            "logits": nn.spec.Tensor(["batch_size", self.config.vocab_size], "float32"),
+            "words": nn.spec.Tensor(["words"], "int32"),
+            **sampling("batch_size"),
+            "$": {"param_mode": "none", "effect_mode": "none"},
+        }
+        others = {} if self.layers.family.adjust is None else {"adjust_and_sample": after_pass}
         return {
             "prefill": forward("seq_len", 1),
             "decode": decode(1),
             "batch_decode": decode("batch_size"),
             "batch_verify": forward("seq_len", "batch_size"),
             "batch_hidden_states": forward("seq_len", "batch_size"),
+            **others,
         }

@@ -29,9 +29,11 @@ from mlc_llm.compiler.library import build_library
 from mlc_llm.compiler.target import resolve_target
 from mlc_llm.runtime import parameters
 from mlc_llm.runtime.artifact import load_chat_config
+from mlc_llm.runtime.device_logits import DeviceLogits, DeviceSampler
 from mlc_llm.runtime.devices import known_answers
 from mlc_llm.runtime.errors import EngineError, ModelFileError
-from mlc_llm.runtime.library import Library
+from mlc_llm.runtime.ffi import FFIError
+from mlc_llm.runtime.library import ADJUST_AND_SAMPLE, Library
 from mlc_llm.runtime.model import Model
 
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
@@ -100,6 +102,7 @@ def ask(engine: MLCEngine, text: str, **fields: Any) -> list[str | None]:
         {"n": 3},
         {"presence_penalty": 1.0, "frequency_penalty": 0.5},
         {"logit_bias": {"65": 5.0, "66": -100}},
+        {"presence_penalty": 1.0, "extra_body": {"repetition_penalty": 1.4, "min_tokens": 30}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "strict": True, "schema": SCHEMA}}},
     ],
 )
@@ -111,6 +114,40 @@ def test_greedy_answers_are_those_of_the_processor(
     assert answers == ask(reference, "hello", **fields)
     if "response_format" in fields:
         validate(json.loads(answers[0] or ""), SCHEMA)
+
+
+def test_forms_and_penalties_need_no_logits_on_the_host(
+    engine: MLCEngine, reference: MLCEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DeviceLogits, "address", property(lambda logits: pytest.fail("a step's logits are copied")))
+    form = {"type": "json_schema", "json_schema": {"name": "s", "strict": True, "schema": SCHEMA}}
+    for fields in ({"presence_penalty": 1.0}, {"logit_bias": {"65": 5.0}}, {"response_format": form}):
+        fields = {"max_tokens": 40, "seed": 1, "n": 2, **fields}
+        assert ask(engine, "hello", **fields) == ask(reference, "hello", **fields)
+
+
+def test_a_library_without_the_function_for_it_leaves_penalties_to_the_host(
+    library: tuple[str, Path], folder: Path, reference: MLCEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, path = library
+    get = Library.get
+    monkeypatch.setattr(Library, "get", lambda self, name: None if name == ADJUST_AND_SAMPLE else get(self, name))
+    monkeypatch.setattr("mlc_llm.runtime.model.DeviceLogits", None)  # is not made
+    older = MLCEngine(str(folder), device, model_lib=str(path))
+    assert ask(older, "hello", presence_penalty=1.0) == ask(reference, "hello", presence_penalty=1.0)
+
+
+def test_a_device_that_fails_while_it_chooses_ends_the_answer(
+    engine: MLCEngine, reference: MLCEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: object) -> None:
+        raise FFIError("the device is lost\nat frame 1")
+
+    with monkeypatch.context() as context:
+        context.setattr(DeviceSampler, "choose", lose)
+        with pytest.raises(EngineError, match=r"^the model's function 'decode' failed: the device is lost$"):
+            ask(engine, "hello", presence_penalty=1.0, seed=1)
+    assert ask(engine, "hello", presence_penalty=1.0) == ask(reference, "hello", presence_penalty=1.0)
 
 
 def test_what_texts_share_is_computed_once(engine: MLCEngine, reference: MLCEngine) -> None:
