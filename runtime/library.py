@@ -3,6 +3,7 @@
 import json
 import mmap
 import sys
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ _LONGEST_DEVICE = 16
 _POOLED_ALLOCATOR = 2
 # Path of each file that was loaded -> what it was at each time: device, inode, bytes, time of its last change.
 _loaded: dict[str, list[tuple[int, int, int, int]]] = {}
+_executables: dict[str, ffi.Module] = {}  # by the names under which files were loaded
+_loading = threading.Lock()
 
 
 class Library:
@@ -167,7 +170,7 @@ def _load(path: Path, device: Device | None) -> tuple[Any, Any]:
         load_driver(read_device(path))
         device = HOST
     try:
-        executable = ffi.load_module(_current_name(path))
+        executable = _executable(_current_name(path))
         if not executable.implements_function("vm_load_executable"):
             raise ModelFileError(f"{path} is not a model library: it holds no compiled model")
         machine = executable["vm_load_executable"]()
@@ -182,6 +185,19 @@ def _load(path: Path, device: Device | None) -> tuple[Any, Any]:
             f"{path} cannot be loaded by TVM {tvm_version()} ({one_line(error)}): {_recompile(path)}"
         ) from None
     return executable, machine
+
+
+def _executable(name: str) -> ffi.Module:
+    """What is loaded from a file: a model once, and for as long as the process runs.
+
+    The system has one copy of a file's code, however often it is loaded, and that keeps where it has found the kernels
+    of its device: those of the module that asked first, which must not go before others that came from the file.
+    """
+    with _loading:
+        executable = _executables.get(name) or ffi.load_module(name)
+        if executable.implements_function("vm_load_executable"):
+            _executables[name] = executable
+        return executable
 
 
 def _current_name(path: Path) -> str:

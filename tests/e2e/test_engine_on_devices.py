@@ -1,8 +1,10 @@
 """An engine whose model runs on a device answers as one on the processor does."""
 
 import asyncio
+import gc
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -304,6 +306,15 @@ def test_a_device_that_computes_wrongly_is_noticed(
     monkeypatch.setattr(known_answers, "matmul", lambda *given: [value + 1 for value in answer(*given)])
     with pytest.raises(EngineError, match=f"^device {device} fails the self-test of .*: kernel matmul gives"):
         Library.load(path)
+
+
+def test_a_library_stays_whole_when_another_load_of_its_file_is_over(library: tuple[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "again.so"
+    shutil.copyfile(library[1], path)
+    first, second = Library.load(path), Library.load(path)
+    del first
+    gc.collect()
+    second._check_device()
 
 
 def test_a_library_for_another_device_is_refused(library: tuple[str, Path], folder: Path) -> None:

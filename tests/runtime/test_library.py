@@ -186,6 +186,7 @@ def test_a_shared_library_that_is_no_model(monkeypatch: pytest.MonkeyPatch) -> N
             return FakeModule({})
 
     monkeypatch.setattr(library_module, "ffi", Loader)
+    monkeypatch.setattr(library_module, "_executables", {})
     with pytest.raises(ModelFileError, match="it holds no compiled model"):
         Library.load(path)
     Loader.error = RuntimeError("undefined symbol: f\n  0: in a C++ frame")
