@@ -227,8 +227,8 @@ def test_a_cache_that_cannot_be_made_is_one_line(library: Library) -> None:
 
 def test_a_library_runs_on_the_device_that_it_was_compiled_for() -> None:
     folder, sizes = tiny_model.built(), {"max_num_sequence": 1, "max_total_sequence_length": 64}
-    with pytest.raises(ModelFileError, match=r"was compiled for cpu, the device here is metal: .* --device metal"):
-        Model.load(folder, tiny_model.library_path(folder), device="metal", **sizes)
+    with pytest.raises(ModelFileError, match=r"was compiled for cpu, the device here is vulkan: .* --device vulkan"):
+        Model.load(folder, tiny_model.library_path(folder), device="vulkan", **sizes)
     with pytest.raises(UsageError, match="device 'tpu' is unknown"):
         Model.load(folder, tiny_model.library_path(folder), device="tpu", **sizes)
 
