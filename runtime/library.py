@@ -123,9 +123,10 @@ def read_metadata(path: Path) -> LibraryMetadata:
 
 def _recompile(path: Path, device: str | None = None) -> str:
     """What to do about a library that does not fit: for the device that it was compiled for, or for another one."""
-    device = device or read_device(path)
-    if device == "metal" and sys.platform != "darwin":
-        device = "auto"  # nothing but a Mac runs it
+    if device is None:
+        device = read_device(path)
+        if device == "metal" and sys.platform != "darwin":
+            device = "auto"  # nothing but a Mac runs it
     return f"run `mlc compile {MODEL_FOLDER} --device {device}`"
 
 
