@@ -9,8 +9,6 @@ from abc import ABC, abstractmethod
 
 from tvm.tirx.script.builder import ir as T
 
-from ...target.target import GpuTraits
-
 FRAGMENT = 16  # rows and columns
 _ELEMENTS = FRAGMENT * FRAGMENT
 
@@ -59,21 +57,6 @@ class MatrixUnits(ABC):
     def places(self, n: int):
         """[(index in the array, row, column)] of those of the sums n that this lane has; none where nobody knows."""
         return []
-
-
-def matrix_units(traits: GpuTraits) -> MatrixUnits | None:
-    """Those of a device; None where it has none."""
-    from .matrix_units_amd import Mfma, WmmaRdna
-
-    units = {
-        "": None,
-        "wmma": Wmma,
-        "cooperative": Cooperative,
-        "simdgroup": Simdgroup,
-        "mfma": Mfma,
-        "wmma_rdna": WmmaRdna,
-    }[traits.matrix]
-    return units and units()
 
 
 class Wmma(MatrixUnits):

@@ -21,10 +21,12 @@ from . import layers
 from .matmul_rows import multiply_rows
 from .matmul_tiles import multiply_tiles
 from .matmul_units import HalfRows, multiply_units, unit_rows
-from .matrix_units import MatrixUnits, matrix_units
+from .matrix_units import Cooperative, MatrixUnits, Simdgroup, Wmma
+from .matrix_units_amd import Mfma, WmmaRdna
 
 _FEW_ROWS = {1: 1, 4: 4, 16: 8}  # up to so many rows of x: matmul_rows, with so many for each workgroup
 
+_MATRIX_UNITS = {"wmma": Wmma, "cooperative": Cooperative, "simdgroup": Simdgroup, "mfma": Mfma, "wmma_rdna": WmmaRdna}
 _MANY_ROWS = 1024  # up to here small workgroups, of which there are more
 
 
@@ -53,6 +55,11 @@ class GpuKernels(KernelTable):
 
     def _last_row(self, columns: int) -> tirx.PrimFunc:
         return layers.last_row(columns)
+
+
+def matrix_units(traits: GpuTraits) -> MatrixUnits | None:
+    """Those of a device; None where it has none."""
+    return _MATRIX_UNITS[traits.matrix]() if traits.matrix else None
 
 
 def matmul_single(op: Matmul, traits: GpuTraits) -> tirx.PrimFunc:
