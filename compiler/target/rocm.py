@@ -29,6 +29,21 @@ MAGIC = b"MLCHIP1\n"  # begins the code in a library: then u64 n, n x {string ar
 _TRIPLE = "amdgcn-amd-amdhsa-hcc"
 _THREADS = 256  # TVM allows a kernel no more where there is no card
 _SHARED = 64 << 10
+# A barrier that waits for what threads have written, as HIP's: TVM's is the instruction alone, which does not, and past
+# which LLVM may move what reads and writes.
+_BARRIER = "mlc_barrier"
+_BARRIER_CODE = f"""
+declare void @llvm.amdgcn.s.barrier()
+
+define linkonce_odr void @{_BARRIER}() convergent {{
+  fence syncscope("workgroup") release, !mmra !0
+  call void @llvm.amdgcn.s.barrier()
+  fence syncscope("workgroup") acquire, !mmra !0
+  ret void
+}}
+
+!0 = !{{!"amdgpu-synchronize-as", !"local"}}
+"""
 _WARNINGS = (b"Unable to detect ROCm version", b"Cannot get maximum number of threads")
 _ABI_VERSION, _VERSION_5, _VERSION_6 = 8, 3, 4  # where an ELF file has it, and AMD's values
 
@@ -127,10 +142,28 @@ def code_generation(target: CompileTarget) -> Iterator[None]:
     hooks: dict[str, Callable[..., Any]] = {
         "target.build.rocm": build_all,
         "tvm_callback_rocm_link": linked,
-        "tvm_callback_rocm_bitcode_path": lambda *_: [],
+        "tvm_callback_rocm_bitcode_path": lambda *_: [str(barrier)],
     }
-    with override(hooks):
+    with TemporaryDirectory(prefix="mlc-rocm-") as folder, override(hooks), _fences():
+        barrier = Path(folder, "barrier.ll")
+        barrier.write_text(_BARRIER_CODE)
         yield
+
+
+@contextmanager
+def _fences() -> Iterator[None]:
+    """TVM calls `_BARRIER` for its barriers of a workgroup."""
+    import tvm
+    from tvm import tirx
+
+    def lowered(call: Any) -> Any:
+        return tirx.call_extern("void", _BARRIER) if call.args[0].value == "shared" else call
+
+    tirx.register_intrin_lowering("tirx.tvm_storage_sync", "rocm", f=lowered)
+    try:
+        yield
+    finally:
+        tvm.ir.Op.get("tirx.tvm_storage_sync").reset_attr("rocm.FLowerIntrinsic")
 
 
 def _code_object(compiled: bytes) -> bytes:

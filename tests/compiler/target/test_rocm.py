@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from mlc_llm.compiler.kernels.builder import kernel
-from mlc_llm.compiler.kernels.gpu.launch import launch
+from mlc_llm.compiler.kernels.gpu.launch import barrier, launch, shared
 from mlc_llm.compiler.target import code_generation, lld, resolve_target, rocm
 from mlc_llm.runtime.errors import EngineError, UsageError
 
@@ -104,6 +104,25 @@ def _kernel_of(function: Any) -> tvm.IRModule:
 
 
 _FUNCTIONS = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "erf", "floor", "abs")
+
+
+def test_a_barrier_waits_for_shared_memory(tmp_path: Path) -> None:
+    """The instruction alone waits for no write on newer cards; HIP's barrier has fences around it."""
+    with kernel("turned") as k:
+        x, y = k.input("x", (THREADS,), "float32"), k.input("y", (THREADS,), "float32")
+        with k.body(), launch([1], THREADS) as (_, (thread,)):
+            place = shared([THREADS])
+            T.buffer_store(place, x[thread], [thread])
+            barrier()
+            T.buffer_store(y, place[THREADS - 1 - thread], [thread])
+    module = tvm.IRModule({"turned": k.function.with_attr("global_symbol", "turned")})
+    for name, code in _exported(f"rocm:{','.join(_MACHINES)}", tmp_path, module).items():
+        text = instructions(code, name, tmp_path)
+        if text is None:
+            pytest.skip("there is no llvm-objdump")
+        waits = r"\tds_(write|store)_b32 .*(lgkmcnt\(0\)|s_wait_dscnt 0x0).*\ts_barrier.*\tds_(read|load)_b32 "
+        assert re.search(waits, text, re.DOTALL), f"{name}: {text}"
+        assert not re.search(r"\t(buffer_gl0_inv|global_inv)", text)  # what is read of other memory stays on its way
 
 
 def test_functions_that_kernels_may_use(tmp_path: Path) -> None:
