@@ -84,8 +84,9 @@ def run(argv: Sequence[str]) -> int:
         sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
-        return _reader_has_gone()
+    except BrokenPipeError:  # `mlc ... | head` closed the pipe: be quiet
+        _drop_stdout()
+        return 1
     except SystemExit as leave:  # click ends so when the reader of stdout has gone
         return leave.code if isinstance(leave.code, int) else 1
     except Exception as error:
@@ -95,6 +96,10 @@ def run(argv: Sequence[str]) -> int:
             traceback.print_exc()
         message, code = _describe(error)
         click.echo(f"Error: {' '.join(message.split())}", err=True)
+        try:
+            sys.stdout.flush()
+        except OSError:  # its disk is full
+            _drop_stdout()
         return code
     return result if isinstance(result, int) else 0
 
@@ -125,10 +130,9 @@ def _debug_wanted(argv: Sequence[str]) -> bool:
     return os.environ.get("MLC_DEBUG", "").lower() not in ("", "0", "false", "no", "off")
 
 
-def _reader_has_gone() -> int:
-    """`mlc ... | head` closed the pipe: be quiet, and keep the interpreter's last flush from complaining."""
+def _drop_stdout() -> None:
+    """Keep the interpreter's last flush from complaining about what cannot be written."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
 
 
 def main() -> NoReturn:

@@ -18,6 +18,7 @@ from ...runtime.devices.cuda_code import FAT_BINARY
 from ...runtime.errors import EngineError
 
 PACKAGES = "nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-cccl nvidia-cuda-crt"
+_HEADERS = ("cuda_fp16.h", "cuda/std/cstdint", "mma.h", "crt/mma.h")  # that kernels include, from three of them
 
 # Subnormal numbers count as zero; division and square root may err by 2 units in the last place. Not --use_fast_math:
 # its sine is wrong by whole digits at the angles of far positions.
@@ -120,11 +121,15 @@ def _nvidia_folders() -> Iterator[Path]:
 
 
 def _nvrtc() -> "Nvrtc | None":
+    """Raises EngineError where its headers are missing, as where torch alone has brought it."""
     folders = list(_nvidia_folders())
     library = next((path for f in folders for path in sorted(f.glob("lib/libnvrtc.so.*[0-9]"))), None)
     if library is None:
         return None
     includes = [path for f in folders for path in (f / "include", f / "include/cccl") if path.is_dir()]
+    missing = [header for header in _HEADERS if not any((path / header).is_file() for path in includes)]
+    if missing:
+        raise EngineError(f"--device cuda: the header {missing[0]} for NVRTC is missing: `pip install {PACKAGES}`")
     return Nvrtc(str(library), tuple(map(str, includes)))
 
 
@@ -149,16 +154,8 @@ class Nvrtc:
 
     def compile(self, source: str, architectures: Sequence[str], ptx: str) -> dict[str, bytes]:
         names = [*architectures, ptx]
-        missing = [
-            header for header in ("cuda_fp16.h", "cuda/std/cstdint", "mma.h", "crt/mma.h") if not self._has(header)
-        ]
-        if missing:
-            raise EngineError(f"the header {missing[0]} for NVRTC is missing: `pip install {PACKAGES}`")
         with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
             return dict(zip(names, threads.map(lambda name: self._image(source.encode(), name), names), strict=True))
-
-    def _has(self, header: str) -> bool:
-        return any(Path(folder, header).is_file() for folder in self.includes)
 
     def _load(self) -> Any:
         return _open_nvrtc(self.library)

@@ -88,6 +88,19 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
         resolve_target("cuda")
 
 
+def test_nvrtc_without_its_headers_is_refused_before_anything_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("lib/libnvrtc.so.13", "include/cuda_fp16.h"):
+        path = tmp_path / "cu13" / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+    monkeypatch.setattr(cuda_compilers, "_nvcc", lambda: None)
+    monkeypatch.setattr(cuda_compilers, "_nvidia_folders", lambda: iter([tmp_path / "cu13"]))
+    with pytest.raises(EngineError, match=r"the header cuda/std/cstdint for NVRTC is missing: `pip install nvidia-cuda"):
+        resolve_target("cuda")
+
+
 def _exported(device: str, folder: Path, module: tvm.IRModule) -> bytes:
     """The bytes of a library of `module`."""
     target = resolve_target(device, "x86_64-linux-gnu")
@@ -127,8 +140,12 @@ def test_what_the_compiler_rejects_is_told_in_its_words(tmp_path: Path) -> None:
 def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each compiler of this machine."""
     finder = getattr(cuda_compilers, f"_{request.param}")
-    if finder() is None:
-        pytest.skip(f"this machine has no {request.param}")
+    try:
+        reason = None if finder() else f"this machine has no {request.param}"
+    except EngineError as error:
+        reason = str(error)
+    if reason is not None:
+        pytest.skip(reason)
     monkeypatch.setattr(cuda, "find_compiler", finder)
     return str(request.param)
 
