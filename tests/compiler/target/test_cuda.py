@@ -97,7 +97,7 @@ def test_nvrtc_without_its_headers_is_refused_before_anything_is_compiled(
         path.touch()
     monkeypatch.setattr(cuda_compilers, "_nvcc", lambda: None)
     monkeypatch.setattr(cuda_compilers, "_nvidia_folders", lambda: iter([tmp_path / "cu13"]))
-    with pytest.raises(EngineError, match=r"the header cuda/std/cstdint for NVRTC is missing: `pip install nvidia-cuda"):
+    with pytest.raises(EngineError, match=r"header cuda/std/cstdint for NVRTC is missing: `pip install nvidia-cuda"):
         resolve_target("cuda")
 
 
