@@ -60,6 +60,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 ON_DEVICES = ("tied, one key-value head, biases", "yarn scaling")
 
+VULKAN_WITHOUT_FLOAT16 = '{"kind": "vulkan", "supports_float16": false, "supports_16bit_buffer": false}'
+
 
 def random_model(seed: int, **settings: Any) -> transformers.LlamaForCausalLM:
     """A Llama whose every weight, biases and norms too, is random."""
@@ -180,12 +182,13 @@ def test_a_sliding_window_hides_older_tokens(device: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("quantization", "device"),
     [*((quantization, "cpu") for quantization in sorted(set(SCHEMES) - {"q0f32"})),
-     ("q4f16_1", "opencl"), ("q3f16_0", "opencl"), ("q4f16_1", "vulkan"), ("q4bf16_0", "vulkan")],
+     ("q4f16_1", "opencl"), ("q3f16_0", "opencl"), ("q4f16_1", "vulkan"), ("q4bf16_0", "vulkan"),
+     ("q4f16_1", VULKAN_WITHOUT_FLOAT16)],
 )  # fmt: skip
 def test_quantized_logits_equal_transformers_on_the_dequantized_weights(
     quantization: str, device: str, tmp_path: Path
 ) -> None:
-    require_device(device)
+    require_device("vulkan" if device == VULKAN_WITHOUT_FLOAT16 else device)
     model = random_model(5, tie_word_embeddings=quantization.endswith("_1"))
     compiled = load(write_model(model, tmp_path / "source"), tmp_path / "out", quantization, device=device)
     scheme = SCHEMES[quantization]
