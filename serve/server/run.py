@@ -21,7 +21,6 @@ from .service import Service
 from .settings import Settings
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SWITCH_INTERVAL = 0.0005  # seconds that the engine waits, after a kernel, for an event loop that is busy with answers
 
 
 class Server(uvicorn.Server):
@@ -79,7 +78,6 @@ def run(
     `load` makes the engine, in a thread, while the server already says that it is loading; `ready` is called when it
     takes requests. Raises what `load` raises.
     """
-    sys.setswitchinterval(_SWITCH_INTERVAL)
     asyncio.run(_run(load, settings, listener, ready))
 
 
