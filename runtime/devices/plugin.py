@@ -106,6 +106,7 @@ def built(kind: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock"), path, lambda note: print(note, file=sys.stderr)):
             if not _is_whole(path):  # another process may have built it meanwhile
+                print(f"the {kind} plug-in is compiled, once, which takes some seconds", file=sys.stderr, flush=True)
                 compile_plugin(kind, path)
     except OSError as error:
         raise EngineError(f"the {kind} plug-in cannot be written to {path.parent}: {error.strerror or error}") from None
