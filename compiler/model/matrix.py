@@ -58,14 +58,14 @@ class Matrix:
         transposed = isinstance(scheme, Scheme) and scheme.is_transposed(weight.kind)
         stem = weight.name.removesuffix("weight")
         self.parameters: dict[str, nn.Parameter] = {}
-        for record in scheme.stored(weight):
-            name = record.name.removeprefix(stem)
+        stored = {record.name.removeprefix(stem): record for record in scheme.stored(weight)}
+        for name, record in stored.items():
             if name == "q_weight" and isinstance(scheme, Scheme) and scheme.bits < 4:
                 made = self._expanded(record, scheme, transposed=transposed)
             else:
                 made = self._tiled(record, _PARTS[name], transposed=transposed)
             self.parameters |= zip(_numbered(name, len(made)), made, strict=True)
-        self._names = [record.name.removeprefix(stem) for record in scheme.stored(weight)]
+        self._names = list(stored)
 
     @property
     def arguments(self) -> list[nn.Parameter]:

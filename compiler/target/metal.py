@@ -52,7 +52,7 @@ def resolve(variant: str, host: str) -> CompileTarget:
 
 
 def code_generation(_: CompileTarget) -> AbstractContextManager[None]:
-    """TVM's own code generator needs nothing."""
+    """TVM's own code generator, whose text is kept for those who want to read it."""
     import tvm_ffi
 
     return override({_BUILD: keeping(tvm_ffi.get_global_func(_BUILD), ".metal")})

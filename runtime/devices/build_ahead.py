@@ -1,7 +1,7 @@
 """The kernels of a library, which its device's driver builds: all of them at load, while weights are read.
 
-The drivers of cards take 50 to 300 ms for a kernel, on one of the processor's cores; a model has some dozens, and each
-would be built when it first runs. What the driver makes is kept on disk: the next start takes it from there. Drivers
+The drivers of cards compile a kernel on one of the processor's cores; a model has some dozens, and each would be built
+when it first runs. What the driver makes is kept on disk: the next start takes it from there. Drivers
 that compute on the processor do the most of their work when a kernel first runs, so that it is not worth it to build
 those that never do. MLC_BUILD_KERNELS=1 does it everywhere, MLC_BUILD_KERNELS=0 nowhere.
 """
